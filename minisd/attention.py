@@ -1,0 +1,98 @@
+"""Attention: every query looks at every key and takes a weighted mean of the values."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+METHODS = ("fused", "plain", "sliced")
+
+
+def attention_probabilities(q: Tensor, k: Tensor, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)), the weights of attention. [Attention Is All You Need, Eq. 1]
+
+    q: (b, heads, n, d), k: (b, heads, m, d). Returns (b, heads, n, m); every row sums to 1.
+    `causal` hides key j from query i where j > i.
+    """
+    scores = q @ rearrange(k, "b heads m d -> b heads d m") * q.shape[-1] ** -0.5
+    if causal:
+        n, m = scores.shape[-2:]
+        future = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def attend_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """The formula as it is written: all n x m probabilities exist at once."""
+    return attention_probabilities(q, k, causal) @ v
+
+
+def attend_sliced(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """The formula, one head of one picture at a time: the same numbers, less memory at once."""
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    for b in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            one = (slice(b, b + 1), slice(head, head + 1))
+            out[one] = attend_plain(q[one], k[one], v[one], causal)
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, method: str = "fused") -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by one of three equal ways. [Attention Is All You Need, Eq. 1]
+
+    q: (b, heads, n, d), k: (b, heads, m, d), v: (b, heads, m, d). Returns (b, heads, n, d).
+    "fused" is PyTorch's kernel, which never stores the n x m probabilities; "plain" is the formula;
+    "sliced" is the formula head by head. Raises ValueError for another method.
+    """
+    if method == "fused":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if method == "plain":
+        return attend_plain(q, k, v, causal)
+    if method == "sliced":
+        return attend_sliced(q, k, v, causal)
+    raise ValueError(f"attention method {method!r} is unknown, expected one of {METHODS}")
+
+
+class Attention(nn.Module):
+    """Multi-head attention; without a context the tokens look at each other (self-attention)."""
+
+    path = ""  # where this module sits in its network, e.g. "mid.attention.block.cross_attn"
+    method = "fused"
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_width: int | None = None,
+        qkv_bias: bool = False,
+        causal: bool = False,
+    ):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        context_width = width if context_width is None else context_width
+        self.q = nn.Linear(width, width, bias=qkv_bias)
+        self.k = nn.Linear(context_width, width, bias=qkv_bias)
+        self.v = nn.Linear(context_width, width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, record: dict[str, Any] | None = None
+    ) -> Tensor:
+        """x: (b, n, width) asks, context: (b, m, context_width) answers. Returns (b, n, width).
+
+        With `record`, the probabilities (b, heads, n, m) are written to it under this path.
+        """
+        context = x if context is None else context
+        split = "b n (heads d) -> b heads n d"
+        q = rearrange(self.q(x), split, heads=self.heads)
+        k = rearrange(self.k(context), split, heads=self.heads)
+        v = rearrange(self.v(context), split, heads=self.heads)
+        if record is None:
+            mixed = attend(q, k, v, self.causal, self.method)
+        else:
+            probabilities = attention_probabilities(q, k, self.causal)
+            record[f"{self.path}.probabilities"] = probabilities
+            mixed = probabilities @ v
+        return self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))

@@ -1,0 +1,155 @@
+"""The native checkpoint: a safetensors file for each network, its config in the file's metadata."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minisd.autoencoder import Autoencoder
+from minisd.config import AutoencoderConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
+from minisd.schedulers import SCHEDULERS, NoiseSchedule
+from minisd.text_encoder import TextEncoder
+from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
+
+FORMAT = "1"
+NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
+    "text_encoder": (TextEncoder, TextEncoderConfig),
+    "unet": (UNet, UNetConfig),
+    "vae": (Autoencoder, AutoencoderConfig),
+}
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; it takes the place of `path` at the end."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_state(network: Network, state: Mapping[str, Tensor], source: Path | str) -> Network:
+    """Put tensors into a network made on the meta device, without copying them.
+
+    Raises ValueError with the first missing, unexpected and misshapen keys, and the source.
+    """
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    missing = [f"missing {key} {wanted[key]}" for key in wanted if key not in given]
+    extra = [f"unexpected {key} {given[key]}" for key in given if key not in wanted]
+    shapes = [
+        f"{key} is {given[key]}, expected {wanted[key]}"
+        for key in wanted
+        if key in given and given[key] != wanted[key]
+    ]
+    if missing or extra or shapes:
+        lines = [
+            line
+            for problems in (missing, extra, shapes)
+            for line in problems[:5] + [f"and {len(problems) - 5} more"] * (len(problems) > 5)
+        ]
+        raise ValueError(
+            f"{source} does not fit a {type(network).__name__} of its config:\n  "
+            + "\n  ".join(lines)
+        )
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def build(kind: type[Network], config: Any) -> Network:
+    """A network without memory for its weights, for load_state to fill."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def save_network(network: nn.Module, path: Path | str) -> None:
+    """Write the weights as they are, and the config into the file's metadata; all or nothing."""
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    metadata = {"minisd_format": FORMAT, "config": network.config.to_json()}
+    with replacing(Path(path)) as part:
+        save_file(state, part, metadata)
+
+
+def load_network(
+    path: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Read a file of save_network; the file's name says which network it is.
+
+    Each tensor is cast by itself, so that at most one exists twice. Raises ValueError for a file
+    that is damaged, foreign or of another format.
+    """
+    path = Path(path)
+    if path.stem not in NETWORKS:
+        raise ValueError(f"{path.name} is not one of {[f'{n}.safetensors' for n in NETWORKS]}")
+    kind, config_kind = NETWORKS[path.stem]
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("minisd_format") != FORMAT:
+                raise ValueError(
+                    f"{path} is no minisd checkpoint of format {FORMAT} (its metadata says "
+                    f"{metadata.get('minisd_format')}); convert it with `python -m weights_convert`"
+                )
+            state = {key: file.get_tensor(key).to(dtype) for key in file.keys()}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; is {path.parent} a complete model?") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    return load_state(build(kind, config_kind.from_json(metadata["config"])), state, path)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ValueError if it is missing or none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def save_scheduler(scheduler: NoiseSchedule, path: Path) -> None:
+    write_json(path, {"class": type(scheduler).__name__, **dataclasses.asdict(scheduler.config)})
+
+
+def load_scheduler(path: Path) -> NoiseSchedule:
+    """Read a file of save_scheduler. Raises ValueError for a class that does not exist here."""
+    values = read_json(path)
+    name = values.pop("class", None)
+    kinds = {kind.__name__: kind for kind in SCHEDULERS.values()}
+    if name not in kinds:
+        raise ValueError(f"{path} names the scheduler {name!r}, expected one of {sorted(kinds)}")
+    return kinds[name](ScheduleConfig.from_json(json.dumps(values)))
+
+
+def model_hash(networks: Mapping[str, nn.Module]) -> str:
+    """Twelve hex digits over the names and numbers of all weights, as half precision."""
+    digest = hashlib.sha256()
+    for name, network in sorted(networks.items()):
+        for key, value in sorted(network.state_dict().items()):
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(folder / "tokenizer.json")

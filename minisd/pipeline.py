@@ -1,0 +1,389 @@
+"""The pipeline: a prompt becomes a picture."""
+
+import dataclasses
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minisd import checkpoint, images
+from minisd.autoencoder import Autoencoder
+from minisd.noise import Generators, draw_noise
+from minisd.schedulers import NoiseSchedule, Span
+from minisd.schedulers.schedule import predict_eps
+from minisd.text_encoder import TextEncoder
+from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
+
+logger = logging.getLogger(__name__)
+SHIPPED = "picturebook/weights"
+Callback = Callable[["StableDiffusionPipeline", int, float, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a call uses where its caller says nothing; it belongs to the model."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    height: int = 512
+    width: int = 512
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the denoising loop.
+
+    x_t: the latents that the model saw, x_0: the clean latents that it predicts, eps: the predicted
+    noise after guidance, x_prev: the latents after the step; each (b, c, h/8, w/8).
+    """
+
+    index: int
+    t: float
+    x_t: Tensor
+    x_0: Tensor
+    eps: Tensor
+    x_prev: Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """`images` in the asked output type; `seed` that made them if the pipeline drew one itself."""
+
+    images: Any
+    seed: int | None = None
+
+
+def rescale_guidance(guided: Tensor, cond: Tensor, rescale: float) -> Tensor:
+    """Pull the guided output back to the spread of the conditional one, by `rescale` in [0, 1].
+
+    guided, cond: (b, c, h, w). [Common Diffusion Noise Schedules are Flawed, Eq. 15-16]
+    """
+    axes = tuple(range(1, cond.ndim))
+    matched = guided * (cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+    return rescale * matched + (1 - rescale) * guided
+
+
+@dataclass
+class StableDiffusionPipeline:
+    """The three networks, the tokenizer and a scheduler; call it with a prompt."""
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    unet: UNet
+    vae: Autoencoder
+    scheduler: NoiseSchedule
+    defaults: Defaults = Defaults()
+    family: str = "sd-1"
+    progress_bar: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str | None = None,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Open a model: None for the shipped picture-book model, a native folder, a diffusers
+        folder, or a hub id like "owner/name". Raises ValueError for anything else.
+        """
+        if source is None:
+            with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as folder:
+                return cls._from_native(Path(folder), torch_dtype)
+        if (Path(source) / "pipeline.json").is_file():
+            return cls._from_native(Path(source), torch_dtype)
+        if not Path(source).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            raise ValueError(
+                f"{source} does not exist and is no hub id (owner/name); give a model's folder, "
+                "or nothing for the shipped picture-book model"
+            )
+        import weights_convert  # the door to official layouts
+
+        return weights_convert.open(source, torch_dtype=torch_dtype)
+
+    @classmethod
+    def _from_native(cls, folder: Path, dtype: torch.dtype) -> Self:
+        about = checkpoint.read_json(folder / "pipeline.json")
+        networks = {
+            name: checkpoint.load_network(folder / f"{name}.safetensors", dtype)
+            for name in checkpoint.NETWORKS
+        }
+        return cls(
+            tokenizer=checkpoint.load_tokenizer(folder),
+            scheduler=checkpoint.load_scheduler(folder / "scheduler.json"),
+            defaults=Defaults(**about["defaults"]),
+            family=about["family"],
+            **networks,
+        )
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the native folder: weights, tokenizer, scheduler and defaults."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, network in self.networks.items():
+            checkpoint.save_network(network, folder / f"{name}.safetensors")
+        self.tokenizer.save(folder / "tokenizer.json")
+        checkpoint.save_scheduler(self.scheduler, folder / "scheduler.json")
+        about = {"family": self.family, "defaults": dataclasses.asdict(self.defaults)}
+        checkpoint.write_json(folder / "pipeline.json", {**about, "hash": self.hash})
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {name: getattr(self, name) for name in checkpoint.NETWORKS}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that tell models apart, the same in every precision down to half."""
+        return checkpoint.model_hash(self.networks)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    def to(self, *device_and_dtype: Any) -> Self:
+        """Move all networks to a device, a dtype or both, in place; returns the pipeline."""
+        for network in self.networks.values():
+            network.to(*device_and_dtype)
+        return self
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Arguments for tqdm; `disable=True` silences the bar."""
+        self.progress_bar = config
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """b prompts to (cond, uncond), (b, 77, d) each.
+
+        Without a negative prompt, uncond is the empty text. Words past the 77th token are cut, with
+        a warning. Raises ValueError if the numbers of prompts differ.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = "" if negative_prompt is None else negative_prompt
+        negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
+        if not prompts or len(prompts) != len(negatives):
+            raise ValueError(
+                f"{len(prompts)} prompts and {len(negatives)} negative prompts given, expected "
+                "at least one prompt, and one negative prompt for all or for each"
+            )
+        for text in prompts + negatives:
+            if cut := self.tokenizer.cut(text):
+                logger.warning("the prompt is too long; its end was cut: %r", cut)
+        # The reference skips layers for the positive prompt alone.
+        cond = self.text_encoder(self.tokenizer(prompts).to(self.device), clip_skip or 0)
+        return cond, self.text_encoder(self.tokenizer(negatives).to(self.device))
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor, generator: Generators = None) -> Tensor:
+        """Pictures (b, 3, h, w) in [-1, 1] to scaled latents (b, 4, h/8, w/8), sampled."""
+        posterior = self.vae.encode(image.to(self.device, self.dtype))
+        return posterior.sample(generator) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents (b, 4, h/8, w/8) to pictures (b, 3, h, w) in [-1, 1]."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor)
+
+    def predict(
+        self,
+        x_t: Tensor,
+        span: Span,
+        cond: Tensor,
+        uncond: Tensor | None,
+        guidance_scale: float,
+        guidance_rescale: float = 0.0,
+    ) -> Tensor:
+        """The UNet's output at span.t, guided if there is an uncond and guidance_scale > 1:
+        uncond + guidance_scale * (cond - uncond). [Classifier-Free Diffusion Guidance, Eq. 6]
+        """
+        x_t = self.scheduler.scale_input(x_t, span)
+        if uncond is None or guidance_scale <= 1:
+            return self.unet(x_t, span.t, cond)
+        both = self.unet(torch.cat([x_t, x_t]), span.t, torch.cat([uncond, cond]))
+        without, with_text = both.chunk(2)
+        guided = without + guidance_scale * (with_text - without)
+        if guidance_rescale > 0:
+            guided = rescale_guidance(guided, with_text, guidance_rescale)
+        return guided
+
+    def denoise(
+        self,
+        latents: Tensor,
+        cond: Tensor,
+        uncond: Tensor | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        *,
+        strength: float = 1.0,
+        eta: float = 0.0,
+        generator: Generators = None,
+        guidance_rescale: float = 0.0,
+        adjust: Callable[[Step], Tensor] | None = None,
+    ) -> Iterator[Step]:
+        """The loop: from noise (b, c, h/8, w/8) step by step to clean latents.
+
+        Steps and guidance left out are the model's own. `strength` below 1 runs the last steps
+        only. `adjust`, given a step, returns the latents to use in place of its x_prev.
+        """
+        n = self._steps(num_inference_steps)
+        scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        history: tuple[Step, ...] = ()
+        x_t = latents
+        for span in self.scheduler.plan(n, strength):
+            with torch.no_grad():
+                output = self.predict(x_t, span, cond, uncond, scale, guidance_rescale)
+                x_prev, x_0 = self.scheduler.step(
+                    output, span, x_t, history=history, generator=generator, eta=eta
+                )
+                kind = self.scheduler.config.prediction_type
+                eps = predict_eps(output, x_t, span.alpha_bar, kind)
+            step = Step(span.index, span.t, x_t, x_0, eps, x_prev)
+            if adjust is not None:
+                step = dataclasses.replace(step, x_prev=adjust(step))
+            yield step
+            history = (*history[-3:], step)
+            x_t = step.x_prev
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
+        guidance_rescale: float = 0.0,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+    ) -> Output:
+        """Text to pictures: `num_images_per_prompt` for each prompt, a prompt's own together.
+
+        height, width: pixels, divisible by 8. generator: one for all, or one for each picture; none
+        draws a seed and reports it. latents: the noise to start from, (b, 4, h/8, w/8).
+        prompt_embeds: (b, 77, d) in place of a prompt. output_type: "pil", "np" (b, h, w, 3) or
+        "pt" (b, 3, h, w) in [0, 1], or "latent". callback_on_step_end(pipe, index, t, {"latents":
+        x_prev}) may return other latents. Raises ValueError for arguments that do not fit.
+        """
+        images.check_output_type(output_type)
+        cond, uncond = self._conditions(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clip_skip
+        )
+        cond = cond.repeat_interleave(num_images_per_prompt, dim=0)
+        uncond = None if uncond is None else uncond.repeat_interleave(num_images_per_prompt, dim=0)
+        seed = None
+        if generator is None:
+            seed = secrets.randbits(32)
+            generator = torch.Generator().manual_seed(seed)
+        shape = self._latent_shape(len(cond), height, width)
+        x_T = self._start(shape, latents, generator, num_inference_steps)
+        steps = self.denoise(
+            x_T, cond, uncond, num_inference_steps, guidance_scale, eta=eta, generator=generator,
+            guidance_rescale=guidance_rescale, adjust=self._callback_adjust(callback_on_step_end),
+        )  # fmt: skip
+        return Output(self.finish(self._last(steps, x_T, num_inference_steps), output_type), seed)
+
+    def finish(self, latents: Tensor, output_type: str = "pil") -> Any:
+        """Scaled latents to what the caller asked for: "pil", "np", "pt" or "latent"."""
+        if output_type == "latent":
+            return latents
+        return images.to_output(self.decode_latents(latents), output_type)
+
+    def _conditions(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        clip_skip: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """cond and uncond from prompts or from their embeddings, (b, 77, d) each."""
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("give either a prompt or prompt_embeds, and not both")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("give either a negative_prompt or negative_prompt_embeds, not both")
+        texts = [""] * len(prompt_embeds) if prompt is None else prompt
+        cond, uncond = self.encode_prompt(texts, negative_prompt, clip_skip)
+        if prompt_embeds is not None:
+            cond = prompt_embeds.to(self.device, self.dtype)
+        if negative_prompt_embeds is not None:
+            uncond = negative_prompt_embeds.to(self.device, self.dtype)
+        if cond.shape != uncond.shape:
+            raise ValueError(
+                f"the prompt's embeddings are {tuple(cond.shape)} and the negative prompt's "
+                f"{tuple(uncond.shape)}, expected the same shape"
+            )
+        return cond, uncond
+
+    def _latent_shape(
+        self, batch: int, height: int | None, width: int | None
+    ) -> tuple[int, int, int, int]:
+        height = self.defaults.height if height is None else height
+        width = self.defaults.width if width is None else width
+        side = self.vae.config.downscale
+        if height < side or width < side or height % side or width % side:
+            raise ValueError(
+                f"height x width is {height} x {width}, expected multiples of {side}; "
+                f"try {max(side, height // side * side)} x {max(side, width // side * side)}"
+            )
+        return batch, self.vae.config.latent_channels, height // side, width // side
+
+    def _start(
+        self,
+        shape: tuple[int, int, int, int],
+        latents: Tensor | None,
+        generator: Generators,
+        num_inference_steps: int | None,
+    ) -> Tensor:
+        """The noise that a run starts from: drawn, or the caller's, at the scheduler's level."""
+        if latents is None:
+            latents = draw_noise(shape, generator, self.device, self.dtype)
+        elif latents.ndim != 4 or latents.shape[:2] != shape[:2]:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}, expected {shape[:2]} and h/8, w/8"
+            )
+        plan = self.scheduler.plan(self._steps(num_inference_steps))
+        return latents.to(self.device, self.dtype) * self.scheduler.init_noise_sigma(plan)
+
+    def _steps(self, num_inference_steps: int | None) -> int:
+        given = num_inference_steps
+        return self.defaults.num_inference_steps if given is None else given
+
+    def _callback_adjust(self, callback: Callback | None) -> Callable[[Step], Tensor] | None:
+        if callback is None:
+            return None
+
+        def adjust(step: Step) -> Tensor:
+            answer = callback(self, step.index, step.t, {"latents": step.x_prev})
+            return (answer or {}).get("latents", step.x_prev)
+
+        return adjust
+
+    def _last(self, steps: Iterator[Step], latents: Tensor, total: int | None) -> Tensor:
+        """Run the loop under a progress bar; returns the latents after its last step."""
+        total = self._steps(total)
+        for step in tqdm(steps, **{"total": total, "desc": "denoising", **self.progress_bar}):
+            latents = step.x_prev
+        return latents

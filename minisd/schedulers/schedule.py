@@ -1,0 +1,193 @@
+"""The noise schedule: how much of the picture is left, and how much noise is there, at each t."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minisd.config import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class Span:
+    """One step of a sampling plan: from level `t` to level `t_prev`, as a scheduler sees it.
+
+    sigma is the noise-to-signal ratio sqrt((1 - alpha_bar) / alpha_bar) of a level; t_prev is -1
+    after the last step.
+    """
+
+    index: int
+    t: float
+    t_prev: float
+    sigma: float
+    sigma_prev: float
+
+    @property
+    def alpha_bar(self) -> float:
+        """The share of the picture's variance at t, 1 / (1 + sigma^2)."""
+        return 1 / (1 + self.sigma**2)
+
+    @property
+    def alpha_bar_prev(self) -> float:
+        return 1 / (1 + self.sigma_prev**2)
+
+
+def make_betas(config: ScheduleConfig) -> Tensor:
+    """The variance of the noise added at each timestep, (num_train_timesteps,). [DDPM Eq. 2]"""
+    n, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.beta_schedule == "linear":
+        betas = torch.linspace(start, end, n, dtype=torch.float32)
+    elif config.beta_schedule == "scaled_linear":  # LDM; CompVis' configs call this one "linear"
+        betas = torch.linspace(start**0.5, end**0.5, n, dtype=torch.float32) ** 2
+    else:  # squaredcos_cap_v2, the cosine schedule. [Improved DDPM Eq. 17]
+        level = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+        betas = torch.tensor([min(1 - level[i + 1] / level[i], 0.999) for i in range(n)])
+    return zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
+
+
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha_bar) so that nothing of the picture is left at the last t.
+
+    betas: (n,). Returns (n,). [Common Diffusion Noise Schedules are Flawed, Algorithm 1]
+    """
+    signal = torch.cumprod(1 - betas, dim=0).sqrt()
+    first, last = signal[0].clone(), signal[-1].clone()
+    alphas_bar = ((signal - last) * first / (first - last)) ** 2
+    alphas = torch.cat([alphas_bar[:1], alphas_bar[1:] / alphas_bar[:-1]])
+    return 1 - alphas
+
+
+def sigma_from_alpha_bar(alpha_bar: float) -> float:
+    """The noise-to-signal ratio; infinite where nothing of the picture is left."""
+    return math.sqrt((1 - alpha_bar) / alpha_bar) if alpha_bar > 0 else math.inf
+
+
+def predict_x_0(model_output: Tensor, x_t: Tensor, alpha_bar: float, prediction: str) -> Tensor:
+    """The clean picture that the model's output implies. [DDPM Eq. 15; Progressive Distillation D]
+
+    model_output, x_t: (b, c, h, w); `prediction` is "epsilon", "sample" or "v_prediction".
+    """
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    if prediction == "epsilon":
+        if alpha_bar == 0:
+            raise ValueError(
+                "this step starts from pure noise, where predicted noise says nothing of the "
+                "picture; zero terminal SNR needs a model of prediction type 'v_prediction'"
+            )
+        return (x_t - noise * model_output) / signal
+    if prediction == "sample":
+        return model_output
+    return signal * x_t - noise * model_output  # v = signal * eps - noise * x_0
+
+
+def predict_eps(model_output: Tensor, x_t: Tensor, alpha_bar: float, prediction: str) -> Tensor:
+    """The noise that the model's output implies; the counterpart of predict_x_0."""
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    if prediction == "epsilon":
+        return model_output
+    if prediction == "sample":
+        return (x_t - signal * model_output) / noise
+    return signal * model_output + noise * x_t
+
+
+class NoiseSchedule:
+    """alpha_bar over the training timesteps, and what follows from it. The forward process.
+
+    `betas`, `alphas_bar`: (num_train_timesteps,) float32. [DDPM Eq. 2-4]
+    """
+
+    default_spacing: ClassVar[str] = "leading"
+    class_defaults: ClassVar[Mapping[str, Any]] = {  # what diffusers' classes assume if not told
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "steps_offset": 0,
+        "set_alpha_to_one": True,
+        "clip_sample": True,
+    }
+
+    def __init__(self, config: ScheduleConfig = ScheduleConfig()):
+        self.config = config
+        self.betas = make_betas(config)
+        self.alphas_bar = torch.cumprod(1 - self.betas, dim=0)
+
+    @classmethod
+    def from_config(cls, config: ScheduleConfig | Mapping[str, Any]) -> Self:
+        """A scheduler of this class from another's config or from diffusers' scheduler_config.json.
+
+        In a dictionary, a missing key means the class's own default, and keys of other classes are
+        ignored. Raises ValueError for a setting that would change the result and is not supported.
+        """
+        if isinstance(config, ScheduleConfig):
+            return cls(config)
+        for name, off in (("trained_betas", None), ("thresholding", False)):
+            if config.get(name, off) != off:
+                raise ValueError(f"{name}={config[name]!r} is not supported, expected {off!r}")
+        known = {field.name for field in dataclasses.fields(ScheduleConfig)}
+        given = {name: value for name, value in config.items() if name in known}
+        return cls(ScheduleConfig(**{**cls.class_defaults, **given}))
+
+    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. [DDPM Eq. 4]
+
+        x_0, eps: (b, ...), t: whole timesteps, () or (b,). Returns (b, ...).
+        """
+        alpha_bar = self._at(t, x_0)
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+    def velocity(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0. [Progressive Distillation D]"""
+        alpha_bar = self._at(t, x_0)
+        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+
+    def snr(self) -> Tensor:
+        """The signal-to-noise ratio alpha_bar / (1 - alpha_bar) of every timestep."""
+        return self.alphas_bar / (1 - self.alphas_bar)
+
+    def timesteps(self, n: int) -> list[int]:
+        """n timesteps, noisiest first, in this schedule's spacing. [Common Diffusion..., Table 2]
+
+        Raises ValueError unless 1 <= n <= num_train_timesteps.
+        """
+        total = self.config.num_train_timesteps
+        if not 1 <= n <= total:
+            raise ValueError(f"num_inference_steps is {n}, expected 1 to {total}")
+        spacing = self.config.timestep_spacing or self.default_spacing
+        if spacing == "leading":
+            offset = min(self.config.steps_offset, total - 1 - (n - 1) * (total // n))
+            return [i * (total // n) + offset for i in reversed(range(n))]
+        if spacing == "linspace":
+            return [round(t) for t in reversed(np.linspace(0, total - 1, n).tolist())]
+        return [round(total - i * total / n) - 1 for i in range(n)]  # trailing
+
+    def plan(self, n: int, strength: float = 1.0) -> tuple[Span, ...]:
+        """The n steps of a run, of which `strength` in [0, 1] keeps the last int(n * strength)."""
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength}, expected 0 to 1")
+        ts = self.timesteps(n)
+        sigmas = [sigma_from_alpha_bar(self.alphas_bar[t].item()) for t in ts]
+        ends = [*sigmas[1:], self.final_sigma()]
+        spans = zip(range(n), ts, [*ts[1:], -1], sigmas, ends)
+        return tuple(Span(*span) for span in spans)[n - min(int(n * strength), n) :]
+
+    def final_sigma(self) -> float:
+        """The noise that remains after the last step: none, or that of timestep 0."""
+        alpha_bar = 1.0 if self.config.set_alpha_to_one else self.alphas_bar[0].item()
+        return sigma_from_alpha_bar(alpha_bar)
+
+    def init_noise_sigma(self, plan: tuple[Span, ...]) -> float:
+        """What standard normal noise is multiplied by to start a run."""
+        return 1.0
+
+    def scale_input(self, x_t: Tensor, span: Span) -> Tensor:
+        """x_t as the model wants to see it; the identity where x_t has unit variance."""
+        return x_t
+
+    def _at(self, t: Tensor, like: Tensor) -> Tensor:
+        alpha_bar = self.alphas_bar.to(like.device, like.dtype)[t]
+        return alpha_bar.reshape(-1, *[1] * (like.ndim - 1)) if alpha_bar.ndim else alpha_bar
