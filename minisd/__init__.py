@@ -1,7 +1,19 @@
 """minisd: Stable Diffusion 1.x, written to be read."""
 
-from minisd.pipeline import StableDiffusionPipeline
-from minisd.schedulers import DDIMScheduler, DDPMScheduler
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minisd.pipeline import StableDiffusionPipeline
+    from minisd.schedulers import DDIMScheduler, DDPMScheduler
 
 __version__ = "0.1.0"
 __all__ = ["DDIMScheduler", "DDPMScheduler", "StableDiffusionPipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that the command line can speak at once."""
+    if name not in __all__:
+        raise AttributeError(f"module 'minisd' has no attribute {name!r}")
+    home = "minisd.pipeline" if name == "StableDiffusionPipeline" else "minisd.schedulers"
+    return getattr(import_module(home), name)

@@ -176,13 +176,15 @@ SD21_BASE = ModelConfig(
 SD21 = dataclasses.replace(SD21_BASE, schedule=ScheduleConfig(prediction_type="v_prediction"))
 
 PICTUREBOOK = ModelConfig(
-    text_encoder=TextEncoderConfig(vocab_size=768, width=192, layers=4, heads=6, mlp_width=768),
+    text_encoder=TextEncoderConfig(vocab_size=768, width=160, layers=3, heads=5, mlp_width=640),
     unet=UNetConfig(
-        widths=(64, 128, 192),
-        attention=(True, True, True),
-        heads=(2, 4, 6),
-        context_width=192,
+        widths=(64, 112, 160),
+        layers_per_level=1,
+        attention=(False, True, True),
+        heads=(4, 4, 4),
+        context_width=160,
         norm_groups=8,
     ),
-    vae=AutoencoderConfig(widths=(32, 64, 96, 128), layers_per_level=1, norm_groups=4),
+    # Group norm wants 8 channels a group: with 2, a flat picture keeps only a sign.
+    vae=AutoencoderConfig(widths=(32, 32, 64, 128), layers_per_level=1, norm_groups=4),
 )

@@ -1,0 +1,133 @@
+"""Training batches of the picture-book world, drawn on the fly, each reproducible by its number."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minisd.autoencoder import Autoencoder
+from minisd.checkpoint import replacing
+from minisd.picturebook import world
+
+SHARD = 1000  # examples in one file of cached latents
+OPPOSITE = {"above": "below", "below": "above", "left": "right", "right": "left"}
+
+
+def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    """b pictures (h, w, 3) uint8 to (b, 3, h, w) uint8."""
+    return rearrange(torch.from_numpy(np.stack(pictures)), "b h w c -> b c h w").contiguous()
+
+
+def to_range(pictures: Tensor) -> Tensor:
+    """(b, 3, h, w) uint8 to float32 in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+class Crops(Dataset):
+    """Batch number `step`: pictures (b, 3, h, w) uint8 for the autoencoder.
+
+    The first `crop_steps` batches are four times as many quarter-size crops: as much work, four
+    times as many pictures.
+    """
+
+    def __init__(self, batch_size: int, crop_steps: int, seed: int = 0):
+        self.batch_size, self.crop_steps, self.seed = batch_size, crop_steps, seed
+
+    def __getitem__(self, step: int) -> Tensor:
+        count = self.batch_size if step >= self.crop_steps else 4 * self.batch_size
+        first = step * 4 * self.batch_size
+        pictures = [world.example(first + i, self.seed).image for i in range(count)]
+        if step < self.crop_steps:
+            side, rng = world.IMAGE_SIZE // 2, np.random.default_rng((self.seed, step))
+            corners = rng.integers(0, side + 1, (count, 2))
+            pictures = [p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, corners)]
+        return to_tensor(pictures)
+
+
+def hard_negative(scene: world.Scene, rng: np.random.Generator) -> world.Scene:
+    """A scene of nearly the same words: colours swapped, relation turned round, or a new colour."""
+    things = scene.things
+    colors = [thing.color for thing in things]
+    if scene.kind in ("two", "scene") and len(set(colors)) == 2 and len(things) == 2:
+        if scene.relation in OPPOSITE and rng.random() < 0.5:
+            return dataclasses.replace(scene, relation=OPPOSITE[scene.relation])
+        if len({thing.object for thing in things}) == 2 or scene.relation in OPPOSITE:
+            colors = colors[::-1]
+    if colors == [thing.color for thing in things]:
+        others = [color for color in world.COLORS if color not in colors]
+        colors[0] = others[rng.integers(len(others))]
+        colors = [colors[0]] * len(colors) if scene.kind == "count" else colors
+    recolored = tuple(dataclasses.replace(t, color=c) for t, c in zip(things, colors))
+    return dataclasses.replace(scene, things=recolored)
+
+
+class Pairs(Dataset):
+    """Batch number `step`: (pictures (b, 3, size, size) uint8, b captions, b wrong captions)."""
+
+    def __init__(self, batch_size: int, size: int, seed: int = 0, split: str = "train"):
+        self.batch_size, self.size, self.seed, self.split = batch_size, size, seed, split
+
+    def __getitem__(self, step: int) -> tuple[Tensor, list[str], list[str]]:
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        examples = [world.example(i, self.seed, self.split, self.size) for i in numbers]
+        rng = np.random.default_rng((self.seed, step))
+        wrong = [world.caption(hard_negative(e.scene, rng), rng) for e in examples]
+        return to_tensor([e.image for e in examples]), [e.caption for e in examples], wrong
+
+
+class Latents(Dataset):
+    """Batch number `step`: (mean, logvar (b, 4, h, w), b captions) of pictures encoded once."""
+
+    def __init__(self, folder: Path, batch_size: int, seed: int = 0):
+        shards = sorted(folder.glob("*.safetensors"))
+        if not shards:
+            raise ValueError(f"{folder} holds no cached latents; run the stage `latents` first")
+        files = [load_file(shard) for shard in shards]
+        self.mean = torch.cat([file["mean"] for file in files])
+        self.logvar = torch.cat([file["logvar"] for file in files])
+        self.captions = [c for s in shards for c in json.loads(s.with_suffix(".json").read_text())]
+        self.batch_size, self.seed = batch_size, seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        picked = torch.randint(len(self.mean), (self.batch_size,), generator=generator)
+        captions = [self.captions[i] for i in picked.tolist()]
+        return self.mean[picked].float(), self.logvar[picked].float(), captions
+
+
+class Rendered(Dataset):
+    """Shard number i of SHARD examples: (pictures uint8, captions)."""
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+
+    def __getitem__(self, shard: int) -> tuple[Tensor, list[str]]:
+        numbers = range(shard * SHARD, (shard + 1) * SHARD)
+        examples = [world.example(i, self.seed) for i in numbers]
+        return to_tensor([e.image for e in examples]), [e.caption for e in examples]
+
+
+@torch.no_grad()
+def cache_latents(
+    vae: Autoencoder, pictures: Tensor, captions: list[str], path: Path, device: torch.device
+) -> None:
+    """Encode one shard of pictures (n, 3, h, w) uint8 and write it; whole or not at all."""
+    posteriors = [
+        vae.encode(to_range(batch.to(device)).to(next(vae.parameters()).dtype))
+        for batch in pictures.split(50)
+    ]
+    stored = {
+        "mean": torch.cat([p.mean for p in posteriors]).half().cpu(),
+        "logvar": torch.cat([p.logvar for p in posteriors]).half().cpu(),
+    }
+    with replacing(path.with_suffix(".json")) as part:
+        part.write_text(json.dumps(captions), encoding="utf8")
+    with replacing(path) as part:
+        save_file(stored, part)

@@ -1,0 +1,254 @@
+"""What each stage of the recipe does. [LDM 3.1 and 3.3; CLIP 2.3]"""
+
+import dataclasses
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from minisd import images
+from minisd.autoencoder import Autoencoder
+from minisd.checkpoint import load_network, replacing, save_network
+from minisd.config import PICTUREBOOK
+from minisd.memory import DTYPES, pick_device
+from minisd.picturebook import world
+from minisd.picturebook.clip import CLIP, contrastive_loss
+from minisd.picturebook.data import SHARD, Crops, Latents, Pairs, Rendered, cache_latents, to_range
+from minisd.pipeline import Defaults, StableDiffusionPipeline
+from minisd.schedulers import DDIMScheduler
+from minisd.tokenizer import Tokenizer
+from minisd.training import (
+    TrainConfig,
+    decibels,
+    drop_captions,
+    noise_prediction_loss,
+    train,
+)
+from minisd.unet import UNet
+
+logger = logging.getLogger(__name__)
+CLIP_SIZE = 64  # pixels a side that the image encoder sees
+UNSEEN = 1  # the seed of the pictures that no stage trains on
+PROMPTS = (
+    "a red boat at sunset", "a small blue star on a yellow background", "a yellow fish",
+    "a green triangle above a red circle", "a purple butterfly over a meadow",
+    "an orange heart inside a blue square", "a white house in the snow at night",
+    "two red balloons on a white background", "a pink flower in a meadow", "a yellow moon",
+    "a blue car beside a green tree", "a brown mountain in the evening",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where, on what and how long; steps and batch_size None are the stage's own."""
+
+    out: Path
+    device: str = "auto"
+    precision: str = "bfloat16"
+    threads: int | None = None
+    workers: int = 1
+    steps: int | None = None
+    batch_size: int | None = None
+    examples: int = 40_000
+    seed: int = 0
+
+    def plan(self, steps: int, batch_size: int, rate: float, **others: Any) -> TrainConfig:
+        """The stage's own numbers, unless the caller gave others."""
+        return TrainConfig(
+            self.steps or steps, self.batch_size or batch_size, rate, seed=self.seed, **others
+        )
+
+    def where(self) -> dict[str, Any]:
+        """The arguments of `train` that say what it runs on."""
+        torch.set_num_threads(self.threads or os.cpu_count() or 1)
+        device, precision = pick_device(self.device), DTYPES[self.precision]
+        return {"device": device, "precision": precision, "workers": self.workers}
+
+
+def tokenizer(recipe: Recipe) -> None:
+    """Learn the byte pairs of 20,000 captions."""
+    from minisd.picturebook.train import MERGES
+
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    captions = [world.example(i, recipe.seed, size=8).caption for i in range(20_000)]
+    learned = Tokenizer.train(captions, MERGES)
+    learned.save(recipe.out / "tokenizer.json")
+    logger.info("tokenizer: %d pieces", learned.vocab_size)
+
+
+def edges(x: Tensor) -> list[Tensor]:
+    """Differences of neighbouring pixels at three scales: where a blurred picture is wrong."""
+    scales = [x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4)]
+    return [d for s in scales for d in (s.diff(dim=-1), s.diff(dim=-2))]
+
+
+def reconstruction_loss(
+    vae: Autoencoder, pictures: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """L1 + MSE + 0.5 edges + 6e-4 KL a latent number; pictures (b, 3, h, w) uint8."""
+    device = next(vae.parameters()).device
+    x = to_range(pictures.to(device))
+    posterior = vae.encode(x)
+    noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
+    out = vae.decode(posterior.mean + torch.exp(0.5 * posterior.logvar) * noise).float()
+    mse = F.mse_loss(out, x)
+    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(out), edges(x)))
+    kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+    loss = F.l1_loss(out, x) + mse + 0.5 * edge + 6e-4 * kl
+    return loss, {"psnr": decibels(mse.item()), "kl": kl.item()}
+
+
+def vae(recipe: Recipe) -> None:
+    """Train the autoencoder: first on crops, then on whole pictures."""
+    torch.manual_seed(recipe.seed)
+    plan = recipe.plan(3000, 8, 1e-3)
+    folder = recipe.out / "vae"
+    where = recipe.where()
+    unseen = torch.from_numpy(_unseen(24)).to(where["device"])
+
+    def look(average: nn.Module, step: int) -> None:
+        with torch.no_grad():
+            out = average(to_range(unseen))
+        logger.info("unseen: %.2f dB", decibels(F.mse_loss(out, to_range(unseen)).item()))
+        pairs = [p for two in zip(to_range(unseen), out) for p in two]
+        images.save_png(images.grid(images.to_pil(torch.stack(pairs)), 8), folder / "look.png")
+
+    batches = Crops(plan.batch_size, plan.steps // 3, recipe.seed)
+    network = Autoencoder(PICTUREBOOK.vae)
+    network = train(network, reconstruction_loss, batches, plan, folder, on_save=look, **where)
+    network = standardize(network.float(), to_range(_rendered(256, recipe).to(where["device"])))
+    save_network(network, recipe.out / "vae.safetensors")
+
+
+def _unseen(count: int) -> Any:
+    return Pairs(count, world.IMAGE_SIZE, UNSEEN)[0][0].numpy()
+
+
+def _rendered(count: int, recipe: Recipe) -> Tensor:
+    return Pairs(count, world.IMAGE_SIZE, recipe.seed)[0][0]
+
+
+@torch.no_grad()
+def standardize(vae: Autoencoder, pictures: Tensor) -> Autoencoder:
+    """Centre every latent channel on zero and note 1 / std of all as the scaling factor.
+
+    The means move into the biases of the two 1x1 convolutions, so that decode(encode(x)) stays the
+    same; the factor is in the config, as for Stable Diffusion. [LDM, Appendix G]
+    """
+    samples = torch.cat([vae.encode(p).sample() for p in pictures.split(32)])
+    mean = samples.mean(dim=(0, 2, 3))  # (c,)
+    vae.quant_conv.bias[: len(mean)] -= mean
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    std = (samples - mean[:, None, None]).std().item()
+    vae.config = dataclasses.replace(vae.config, scaling_factor=round(1 / std, 5))
+    return vae
+
+
+def clip(recipe: Recipe) -> None:
+    """Train text and image encoder to agree; the text encoder is what the UNet will read."""
+    torch.manual_seed(recipe.seed)
+    tokens = Tokenizer.from_file(recipe.out / "tokenizer.json")
+    plan = recipe.plan(3000, 128, 1e-3)
+    where = recipe.where()
+    unseen = Pairs(256, CLIP_SIZE, UNSEEN)[0]
+
+    def loss(model: nn.Module, batch: Any, _: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        pictures, captions, wrong = batch
+        ids = tokens(captions + wrong).to(where["device"])
+        texts = model.embed_text(ids, tokens.end_id)
+        seen = model.embed_image(to_range(pictures.to(where["device"])))
+        right, wrong_texts = texts[: len(captions)], texts[len(captions) :]
+        return contrastive_loss(seen, right, model.scale, wrong_texts), {}
+
+    def look(average: nn.Module, step: int) -> None:
+        with torch.no_grad():
+            ids = tokens(unseen[1] + unseen[2]).to(where["device"])
+            texts = average.embed_text(ids, tokens.end_id)
+            scores = average.embed_image(to_range(unseen[0].to(where["device"]))) @ texts.T
+        own = scores[:, :256].diagonal()
+        found = (scores[:, :256].argmax(dim=1).cpu() == torch.arange(256)).float().mean()
+        told = (own > scores[:, 256:].diagonal()).float().mean()
+        logger.info("retrieval among 256: %.3f, right above wrong: %.3f", found, told)
+
+    batches = Pairs(plan.batch_size, CLIP_SIZE, recipe.seed)
+    folder = recipe.out / "clip"
+    model = CLIP(PICTUREBOOK.text_encoder)
+    model = train(model, loss, batches, plan, folder, on_save=look, **where)
+    save_network(model.text, recipe.out / "text_encoder.safetensors")
+    rest = {k: v.cpu() for k, v in model.state_dict().items() if not k.startswith("text.")}
+    with replacing(recipe.out / "clip_image.safetensors") as part:
+        save_file(rest, part)
+
+
+def latents(recipe: Recipe) -> None:
+    """Encode pictures once, so that the UNet's training does not wait for the autoencoder."""
+    where = recipe.where()
+    network = load_network(recipe.out / "vae.safetensors", device=str(where["device"]))
+    folder = recipe.out / "latents"
+    folder.mkdir(exist_ok=True)
+    numbers = range(-(-recipe.examples // SHARD))
+    missing = [n for n in numbers if not (folder / f"{n:05}.safetensors").exists()]
+    loader = DataLoader(
+        Rendered(recipe.seed), batch_size=None, sampler=missing, num_workers=recipe.workers
+    )
+    for number, (pictures, captions) in zip(missing, loader):
+        path = folder / f"{number:05}.safetensors"
+        cache_latents(network, pictures, list(captions), path, where["device"])
+        logger.info("latents: %d of %d", number + 1, len(numbers))
+
+
+def unet(recipe: Recipe) -> None:
+    """Train the noise predictor on the cached latents and the frozen text encoder."""
+    torch.manual_seed(recipe.seed)
+    where = recipe.where()
+    pipe = assemble(recipe, UNet(PICTUREBOOK.unet), where["device"])
+    plan = recipe.plan(16_000, 32, 1e-3)
+    factor = pipe.vae.config.scaling_factor
+    folder = recipe.out / "unet"
+
+    def loss(model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict]:
+        mean, logvar = batch[0].to(where["device"]), batch[1].to(where["device"])
+        noise = torch.randn(mean.shape, generator=generator, device=where["device"])
+        x_0 = factor * (mean + torch.exp(0.5 * logvar) * noise)
+        captions = drop_captions(batch[2], 0.1, generator)
+        with torch.no_grad():
+            context = pipe.text_encoder(pipe.tokenizer(captions).to(where["device"]))
+        return noise_prediction_loss(model, pipe.scheduler, x_0, context, generator), {}
+
+    def look(average: nn.Module, step: int) -> None:
+        seeds = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
+        looking = dataclasses.replace(pipe, unet=average, progress_bar={"disable": True})
+        made = looking(list(PROMPTS), generator=seeds, num_inference_steps=20).images
+        images.save_png(images.grid(made, 4), folder / f"look-{step:06}.png")
+
+    batches = Latents(recipe.out / "latents", plan.batch_size, recipe.seed)
+    network = train(pipe.unet, loss, batches, plan, folder, on_save=look, **{**where, "workers": 0})
+    save_network(network, recipe.out / "unet.safetensors")
+
+
+def assemble(recipe: Recipe, network: UNet, device: torch.device) -> StableDiffusionPipeline:
+    """The pipeline of the stages so far around a UNet."""
+    return StableDiffusionPipeline(
+        tokenizer=Tokenizer.from_file(recipe.out / "tokenizer.json"),
+        text_encoder=load_network(recipe.out / "text_encoder.safetensors", device=str(device)),
+        unet=network.to(device),
+        vae=load_network(recipe.out / "vae.safetensors", device=str(device)),
+        scheduler=DDIMScheduler(PICTUREBOOK.schedule),
+        defaults=Defaults(30, 4.0, world.IMAGE_SIZE, world.IMAGE_SIZE),
+        family="picture-book",
+    )
+
+
+def export(recipe: Recipe) -> None:
+    """Write everything as one native folder in half precision: out/weights."""
+    network = load_network(recipe.out / "unet.safetensors")
+    pipe = assemble(recipe, network, torch.device("cpu")).to(torch.float16)
+    pipe.save_pretrained(recipe.out / "weights")
+    logger.info("exported model %s to %s", pipe.hash, recipe.out / "weights")
