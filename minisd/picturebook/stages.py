@@ -18,9 +18,9 @@ from minisd.autoencoder import Autoencoder
 from minisd.checkpoint import load_network, replacing, save_network
 from minisd.config import PICTUREBOOK
 from minisd.memory import DTYPES, pick_device
-from minisd.picturebook import world
+from minisd.picturebook import data, world
 from minisd.picturebook.clip import CLIP, contrastive_loss
-from minisd.picturebook.data import SHARD, Crops, Latents, Pairs, Rendered, cache_latents, to_range
+from minisd.picturebook.data import Crops, Latents, Pairs, Rendered, cache_latents, to_range
 from minisd.pipeline import Defaults, StableDiffusionPipeline
 from minisd.schedulers import DDIMScheduler
 from minisd.tokenizer import Tokenizer
@@ -36,6 +36,7 @@ from minisd.unet import UNet
 logger = logging.getLogger(__name__)
 CLIP_SIZE = 64  # pixels a side that the image encoder sees
 UNSEEN = 1  # the seed of the pictures that no stage trains on
+LOOK = 256  # unseen pairs among which the retrieval of CLIP is measured
 PROMPTS = (
     "a red boat at sunset", "a small blue star on a yellow background", "a yellow fish",
     "a green triangle above a red circle", "a purple butterfly over a meadow",
@@ -157,7 +158,7 @@ def clip(recipe: Recipe) -> None:
     tokens = Tokenizer.from_file(recipe.out / "tokenizer.json")
     plan = recipe.plan(3000, 128, 1e-3)
     where = recipe.where()
-    unseen = Pairs(256, CLIP_SIZE, UNSEEN)[0]
+    unseen = Pairs(LOOK, CLIP_SIZE, UNSEEN)[0]
 
     def loss(model: nn.Module, batch: Any, _: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pictures, captions, wrong = batch
@@ -172,10 +173,10 @@ def clip(recipe: Recipe) -> None:
             ids = tokens(unseen[1] + unseen[2]).to(where["device"])
             texts = average.embed_text(ids, tokens.end_id)
             scores = average.embed_image(to_range(unseen[0].to(where["device"]))) @ texts.T
-        own = scores[:, :256].diagonal()
-        found = (scores[:, :256].argmax(dim=1).cpu() == torch.arange(256)).float().mean()
-        told = (own > scores[:, 256:].diagonal()).float().mean()
-        logger.info("retrieval among 256: %.3f, right above wrong: %.3f", found, told)
+        own = scores[:, :LOOK].diagonal()
+        found = (scores[:, :LOOK].argmax(dim=1).cpu() == torch.arange(LOOK)).float().mean()
+        told = (own > scores[:, LOOK:].diagonal()).float().mean()
+        logger.info("retrieval among %d: %.3f, right above wrong: %.3f", LOOK, found, told)
 
     batches = Pairs(plan.batch_size, CLIP_SIZE, recipe.seed)
     folder = recipe.out / "clip"
@@ -193,7 +194,7 @@ def latents(recipe: Recipe) -> None:
     network = load_network(recipe.out / "vae.safetensors", device=str(where["device"]))
     folder = recipe.out / "latents"
     folder.mkdir(exist_ok=True)
-    numbers = range(-(-recipe.examples // SHARD))
+    numbers = range(-(-recipe.examples // data.SHARD))
     missing = [n for n in numbers if not (folder / f"{n:05}.safetensors").exists()]
     loader = DataLoader(
         Rendered(recipe.seed), batch_size=None, sampler=missing, num_workers=recipe.workers

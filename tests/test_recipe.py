@@ -1,0 +1,87 @@
+"""The recipe of the shipped model, at a size that takes seconds."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minisd import StableDiffusionPipeline
+from minisd.autoencoder import Autoencoder
+from minisd.config import PICTUREBOOK
+from minisd.picturebook import data, stages, train, world
+from minisd.picturebook.clip import CLIP, contrastive_loss
+from minisd.tokenizer import Tokenizer
+
+
+def units(seed: int, *shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_the_contrastive_loss_is_the_cross_entropy_of_rows_and_columns():
+    images, texts, scale = units(0, 4, 8), units(1, 4, 8), torch.tensor(1.0)
+    logits = [[(scale.exp() * i @ t).item() for t in texts] for i in images]
+    loss = 0.0
+    for k in range(4):
+        row, column = np.array(logits[k]), np.array([r[k] for r in logits])
+        loss += np.log(np.exp(row).sum()) - row[k] + np.log(np.exp(column).sum()) - column[k]
+    assert contrastive_loss(images, texts, scale).item() == pytest.approx(loss / 8, rel=1e-5)
+
+
+def test_wrong_texts_make_the_task_harder():
+    images, texts, scale = units(0, 4, 8), units(1, 4, 8), torch.tensor(1.0)
+    plain = contrastive_loss(images, texts, scale)
+    assert contrastive_loss(images, texts, scale, wrong_texts=images) > plain
+
+
+def test_the_sentence_vector_does_not_see_the_padding():
+    torch.manual_seed(0)
+    tokens = Tokenizer.train(["a red boat at sunset"], 10)
+    model = CLIP(PICTUREBOOK.text_encoder).eval()
+    ids = tokens(["a red boat", "a boat at sunset in the sea"])
+    whole = model.text(ids)[0, (ids[0] == tokens.end_id).int().argmax()]
+    whole = F.normalize(model.text_projection(whole), dim=-1)
+    torch.testing.assert_close(model.embed_text(ids, tokens.end_id)[0], whole)
+
+
+def test_a_wrong_caption_says_something_else_about_the_same_objects():
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        scene = world.example(i, size=8).scene
+        wrong = data.hard_negative(scene, rng)
+        assert [t.object for t in wrong.things] == [t.object for t in scene.things]
+        assert (wrong.things, wrong.relation) != (scene.things, scene.relation)
+
+
+def test_batches_are_the_same_in_every_process_and_differ_between_steps():
+    crops = data.Crops(batch_size=2, crop_steps=1)
+    assert crops[0].shape == (8, 3, 64, 64)
+    assert crops[1].shape == (2, 3, 128, 128)
+    assert torch.equal(crops[0], data.Crops(2, 1)[0])
+    pairs = data.Pairs(4, 64)
+    assert pairs[3][1] == data.Pairs(4, 64)[3][1]
+    assert pairs[3][1] != pairs[4][1]
+
+
+def test_standardizing_changes_the_latents_and_not_the_pictures():
+    torch.manual_seed(0)
+    vae = Autoencoder(PICTUREBOOK.vae).eval().requires_grad_(False)
+    vae.quant_conv.bias += 3.0
+    pictures = data.to_range(data.Pairs(8, 64)[0][0])
+    before = vae(pictures)
+    vae = stages.standardize(vae, pictures)
+    torch.testing.assert_close(vae(pictures), before, atol=1e-5, rtol=1e-5)
+    latents = vae.encode(pictures).sample() * vae.config.scaling_factor
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.1
+    assert latents.std().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_all_stages_make_a_pipeline_that_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SHARD", 6)
+    monkeypatch.setattr(stages, "LOOK", 4)
+    monkeypatch.setattr(stages, "PROMPTS", ("a red boat",))
+    options = ["--steps", "2", "--batch-size", "2", "--examples", "12", "--workers", "0"]
+    train.main(["all", "--out", str(tmp_path), "--device", "cpu", "--threads", "1", *options])
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "weights")
+    pipe.set_progress_bar_config(disable=True)
+    (picture,) = pipe("a red boat", num_inference_steps=1).images
+    assert picture.size == (world.IMAGE_SIZE, world.IMAGE_SIZE)
