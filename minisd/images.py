@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+Picture = Image.Image | np.ndarray | Tensor
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 SETTINGS_KEY = "minisd"  # the PNG text chunk that holds the settings as JSON
 
@@ -52,6 +54,72 @@ def from_pil(images: Image.Image | Sequence[Image.Image]) -> Tensor:
         raise ValueError(f"the pictures have sizes {sorted(sizes)}, expected one size; resize them")
     pixels = np.stack([np.asarray(flatten_alpha(image), dtype=np.float32) for image in images])
     return rearrange(torch.from_numpy(pixels), "b h w c -> b c h w").contiguous() / 127.5 - 1
+
+
+def to_tensor(
+    pictures: Picture | Sequence[Picture],
+    height: int | None = None,
+    width: int | None = None,
+    multiple: int = 1,
+) -> Tensor:
+    """Pictures of any kind, one or several, to (b, 3, h, w) float32 in [-1, 1].
+
+    PIL pictures of any mode; arrays (h, w), (h, w, 3) or (b, h, w, 3); tensors (3, h, w) or
+    (b, 3, h, w). Whole numbers are 0..255; others are in [0, 1], or in [-1, 1] if any is negative,
+    as the reference reads them. A size left out is the picture's own, rounded down to `multiple`.
+    What has another size is resized as in the reference: Lanczos, floats by nearest neighbour.
+    Raises ValueError for what is no picture, and for several sizes but with height and width given.
+    """
+    singles = _singles(pictures)
+    sizes = {one.size[::-1] if isinstance(one, Image.Image) else one.shape[1:] for one in singles}
+    if len(sizes) > 1 and None in (height, width):
+        names = ", ".join(f"{h} x {w}" for h, w in sorted(sizes))
+        raise ValueError(f"the pictures have sizes {names}, expected one size; resize them")
+    h, w = sizes.pop()
+    h = h - h % multiple if height is None else height
+    w = w - w % multiple if width is None else width
+    if h < 1 or w < 1 or h % multiple or w % multiple:
+        raise ValueError(f"the picture would be {h} x {w}, expected multiples of {multiple}")
+    if isinstance(singles[0], Image.Image):
+        rgb = [flatten_alpha(one) for one in singles]
+        return from_pil([one.resize((w, h), Image.Resampling.LANCZOS) for one in rgb])
+    x = torch.cat([F.interpolate(one[None], size=(h, w)) for one in singles])
+    return x if x.min() < 0 else 2 * x - 1
+
+
+def _singles(pictures: Picture | Sequence[Picture]) -> list[Image.Image] | list[Tensor]:
+    """Any pictures as a list: all of PIL, or all float tensors (3, h, w)."""
+    if isinstance(pictures, Image.Image):
+        return [pictures]
+    if isinstance(pictures, (list, tuple)) and pictures:
+        singles = [one for some in pictures for one in _singles(some)]
+        if len({isinstance(one, Image.Image) for one in singles}) > 1:
+            raise ValueError("the pictures are some 8-bit and some float, expected one kind")
+        return singles
+    if not isinstance(pictures, (np.ndarray, Tensor)):
+        raise ValueError(
+            f"the picture is {type(pictures).__name__}, expected a PIL picture, an array, a tensor "
+            "or a list of them"
+        )
+    x = torch.asarray(pictures, copy=True).detach().cpu()
+    if x.ndim == 2:
+        x = x.expand(1, 1, *x.shape)
+    elif isinstance(pictures, np.ndarray):
+        x = x.movedim(-1, -3)
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.numel() == 0 or x.shape[1] not in (1, 3):
+        raise ValueError(
+            f"the picture has shape {tuple(pictures.shape)}, expected (b, 3, h, w) as a tensor or "
+            "(b, h, w, 3) as an array"
+        )
+    low, high, whole = x.min().item(), x.max().item(), not x.is_floating_point()
+    if not (0 <= low and high <= 255 if whole else -2 <= low and high <= 2):  # room for overshoot
+        expected = "0..255" if whole else "[-1, 1] or [0, 1]"
+        raise ValueError(f"the picture has values from {low:g} to {high:g}, expected {expected}")
+    x = x.expand(-1, 3, -1, -1)
+    if whole:
+        return [Image.fromarray(one) for one in x.movedim(1, -1).to(torch.uint8).numpy()]
+    return list(x.float())
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:
@@ -94,4 +162,7 @@ def read_settings(path: Path | str) -> dict[str, Any]:
         text = image.info.get(SETTINGS_KEY)
     if text is None:
         raise ValueError(f"{path} holds no settings; only pictures written by minisd do")
-    return json.loads(text)
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the settings in {path} are damaged: {error}") from error

@@ -4,8 +4,17 @@ import pytest
 from minisd.picturebook import world
 from minisd.picturebook.language import explain, suggest, unknown_words, words
 
-PROMPTS = ["a cat", "a purple cat at night", "a hause in the snow", "", "three dragons",
-           "a red cat and a blue boat", "a green dragon in the sea", "turquoise", "a huge ring"]
+PROMPTS = [
+    "a cat",
+    "a purple cat at night",
+    "a hause in the snow",
+    "",
+    "three dragons",
+    "a red cat and a blue boat",
+    "a green dragon in the sea",
+    "turquoise",
+    "a huge ring",
+]
 
 
 def test_every_caption_word_is_known():
@@ -60,7 +69,7 @@ def said(idea: str) -> set[str]:
     object = next(o for o in world.OBJECTS if o in names)
     color = next(c for c in world.COLORS if c in names)
     size = next((s for s in ("small", "large") if s in names), "")
-    thing = world.Thing(object, color, size, .5, .5, .2)
+    thing = world.Thing(object, color, size, 0.5, 0.5, 0.2)
     found = set()
     for setting in world.SETTINGS:
         if ("plain" in setting) == (len(names) < 5) and setting != f"plain:{color}":

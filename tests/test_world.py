@@ -85,8 +85,10 @@ def test_example_is_reproducible_by_index():
 
 
 def test_example_differs_by_index_seed_and_split():
-    scenes = [example(*args).scene for args in
-              itertools.product(range(3), range(3), ("train", "held_out"))]
+    scenes = [
+        example(*args).scene
+        for args in itertools.product(range(3), range(3), ("train", "held_out"))
+    ]
     assert len(set(scenes)) == len(scenes)
 
 
@@ -109,66 +111,83 @@ def test_a_picture_has_the_size_asked_for_and_looks_the_same(size):
 def grown(mask: np.ndarray) -> np.ndarray:
     """The mask and two pixels around it: a smooth edge, and the fading tip of a star."""
     wide = np.pad(mask, 2)
-    return sum(np.roll(wide, (i, j), (0, 1)) for i in range(-2, 3) for j in range(-2, 3)
-               )[2:-2, 2:-2].astype(bool)
+    return sum(np.roll(wide, (i, j), (0, 1)) for i in range(-2, 3) for j in range(-2, 3))[
+        2:-2, 2:-2
+    ].astype(bool)
 
 
 def test_masks_cover_what_is_drawn(scenes):
     for scene in scenes[:80]:
         here = masks(scene)
         for i in range(len(scene.things)):
-            rest = scene.things[:i] + scene.things[i + 1:]
+            rest = scene.things[:i] + scene.things[i + 1 :]
             bare = Scene(scene.kind, rest, scene.setting, seed=scene.seed)
             changed = abs(render(scene).astype(int) - render(bare)).max(-1)
-            assert changed[~grown(here[i])].max() < 32               # a tint at most, in a seam
+            assert changed[~grown(here[i])].max() < 32  # a tint at most, in a seam
             assert here[i].any()
-            assert (changed[here[i]] > 0).sum() > .6 * here[i].sum()
+            assert (changed[here[i]] > 0).sum() > 0.6 * here[i].sum()
 
 
 def test_masks_never_overlap_and_the_first_thing_is_in_front(scenes):
     assert all(masks(s).sum(0).max() <= 1 for s in scenes[:200])
-    front = (Thing("circle", "red", "", .5, .5, .2), Thing("square", "blue", "", .5, .5, .3))
+    front = (Thing("circle", "red", "", 0.5, 0.5, 0.2), Thing("square", "blue", "", 0.5, 0.5, 0.3))
     assert masks(Scene("two", front, "plain:white"))[:, 64, 64].tolist() == [True, False]
 
 
 def test_everything_is_inside_the_picture_and_large_enough(scenes):
     for t in (t for s in scenes for t in s.things):
-        assert t.radius >= .13
-        assert t.radius - .01 < t.x < 1.01 - t.radius
-        assert t.radius - .01 < t.y < 1.01 - .6 * t.radius           # a car, a boat are not high
+        assert t.radius >= 0.13
+        assert t.radius - 0.01 < t.x < 1.01 - t.radius
+        assert t.radius - 0.01 < t.y < 1.01 - 0.6 * t.radius  # a car, a boat are not high
 
 
 def test_relations_are_true_in_the_picture(scenes):
     for s in (s for s in scenes if len(s.things) == 2 and s.relation):
-        (a, b), gap = s.things, .05
-        assert {"above": a.y < b.y - gap, "below": a.y > b.y + gap, "left": a.x < b.x - gap,
-                "right": a.x > b.x + gap, "inside": a.radius < .5 * b.radius,
-                "beside": True, "and": True}[s.relation], s
+        (a, b), gap = s.things, 0.05
+        assert {
+            "above": a.y < b.y - gap,
+            "below": a.y > b.y + gap,
+            "left": a.x < b.x - gap,
+            "right": a.x > b.x + gap,
+            "inside": a.radius < 0.5 * b.radius,
+            "beside": True,
+            "and": True,
+        }[s.relation], s
 
 
 def test_colours_and_shapes_are_bound_in_either_order_equally_often(scenes):
     two = [s for s in scenes if s.kind == "two" and s.relation != "inside"]
-    first_is_smaller = np.mean([s.things[0].object < s.things[1].object for s in two
-                                if s.things[0].object != s.things[1].object])
-    first_is_earlier = np.mean([s.things[0].color < s.things[1].color for s in two
-                                if s.things[0].color != s.things[1].color])
+    first_is_smaller = np.mean(
+        [
+            s.things[0].object < s.things[1].object
+            for s in two
+            if s.things[0].object != s.things[1].object
+        ]
+    )
+    first_is_earlier = np.mean(
+        [
+            s.things[0].color < s.things[1].color
+            for s in two
+            if s.things[0].color != s.things[1].color
+        ]
+    )
     relations = Counter(s.relation for s in two)
-    assert abs(first_is_smaller - .5) < .05
-    assert abs(first_is_earlier - .5) < .05
+    assert abs(first_is_smaller - 0.5) < 0.05
+    assert abs(first_is_earlier - 0.5) < 0.05
     assert max(relations.values()) < 1.35 * min(relations.values())
 
 
 def test_kinds_of_scenes_come_in_their_shares(scenes):
     share = {k: v / len(scenes) for k, v in Counter(s.kind for s in scenes).items()}
-    assert .40 < share["two"] < .50
-    assert .25 < share["one"] + share["count"] < .35
-    assert .22 < share["scene"] < .32
+    assert 0.40 < share["two"] < 0.50
+    assert 0.25 < share["one"] + share["count"] < 0.35
+    assert 0.22 < share["scene"] < 0.32
 
 
 def test_captions_are_short_lower_case_and_varied(captions):
     assert all(re.fullmatch(r"[a-z]+(,? [a-z]+)*", c) for c in captions)
     assert max(len(c.split()) for c in captions) <= 24
-    assert len(set(captions)) > .6 * len(captions)
+    assert len(set(captions)) > 0.6 * len(captions)
 
 
 def test_captions_and_words_have_the_same_vocabulary(scenes, captions):
@@ -178,19 +197,26 @@ def test_captions_and_words_have_the_same_vocabulary(scenes, captions):
     assert known <= used <= known | {plural(w) for w in words()["objects"]}
 
 
-@pytest.mark.parametrize("wanted", [
-    "a red boat at sunset", "at sunset, a small red boat on the sea", "a red boat on the sea"])
+@pytest.mark.parametrize(
+    "wanted",
+    ["a red boat at sunset", "at sunset, a small red boat on the sea", "a red boat on the sea"],
+)
 def test_a_red_boat_at_sunset_can_be_said_in_many_ways(wanted):
     size = "small" if "small" in wanted else ""
     time = "sunset" if "sunset" in wanted else "day"
-    boat = Scene("scene", (Thing("boat", "red", size, .5, .6, .2),), f"sea-{time}")
+    boat = Scene("scene", (Thing("boat", "red", size, 0.5, 0.6, 0.2),), f"sea-{time}")
     assert wanted in {caption(boat, np.random.default_rng(i)) for i in range(400)}
 
 
 def test_plurals_are_right():
     assert [plural(w) for w in ("star", "fish", "butterfly", "box", "house")] == [
-        "stars", "fish", "butterflies", "boxes", "houses"]
-    fish = Scene("count", (Thing("fish", "yellow", "", .5, .5, .15),) * 3, "plain:white")
+        "stars",
+        "fish",
+        "butterflies",
+        "boxes",
+        "houses",
+    ]
+    fish = Scene("count", (Thing("fish", "yellow", "", 0.5, 0.5, 0.15),) * 3, "plain:white")
     assert "three yellow fish" in {caption(fish, np.random.default_rng(i)) for i in range(50)}
 
 
@@ -206,24 +232,46 @@ def test_an_object_stands_out_from_its_ground(scenes):
             assert all(contrast(PALETTE[t.color], PALETTE[color]) >= 26 for t in seen)
     assert suits("boat", "red", "sea-sunset")
     assert not suits("house", "white", "snow-day")
-    assert all(any(suits(o, c, s) for c in world.COLORS if (o, c) not in world.HELD_OUT)
-               for o in world.THINGS for s in settings_of(o))
+    assert all(
+        any(suits(o, c, s) for c in world.COLORS if (o, c) not in world.HELD_OUT)
+        for o in world.THINGS
+        for s in settings_of(o)
+    )
 
 
-@pytest.mark.parametrize(("a", "b"), [
-    ("red", "green"), ("green", "brown"), ("green", "orange"), ("red", "brown"),
-    ("red", "orange"), ("orange", "yellow"), ("blue", "purple"), ("pink", "gray"),
-    ("green", "gray"), ("turquoise", "gray"), ("pink", "white"), ("brown", "black")])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("red", "green"),
+        ("green", "brown"),
+        ("green", "orange"),
+        ("red", "brown"),
+        ("red", "orange"),
+        ("orange", "yellow"),
+        ("blue", "purple"),
+        ("pink", "gray"),
+        ("green", "gray"),
+        ("turquoise", "gray"),
+        ("pink", "white"),
+        ("brown", "black"),
+    ],
+)
 def test_colours_that_are_easily_confused_differ_in_lightness(a, b):
     assert abs(lab(PALETTE[a])[0] - lab(PALETTE[b])[0]) >= 10
 
 
 # Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB
 COLOUR_BLIND = {
-    "deuteranopia": ((.367322, .860646, -.227968), (.280085, .672501, .047413),
-                     (-.011820, .042940, .968881)),
-    "protanopia": ((.152286, 1.052583, -.204868), (.114503, .786281, .099216),
-                   (-.003882, -.048116, 1.051998)),
+    "deuteranopia": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.011820, 0.042940, 0.968881),
+    ),
+    "protanopia": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
 }
 
 
@@ -231,15 +279,17 @@ COLOUR_BLIND = {
 def test_colour_blind_eyes_tell_all_colours_apart(kind):
     seen = []
     for c in map(np.array, PALETTE.values()):
-        linear = np.where(c <= .04045, c / 12.92, ((c + .055) / 1.055) ** 2.4)
+        linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
         turned = np.clip(np.array(COLOUR_BLIND[kind]) @ linear, 0, 1)
-        rgb = np.where(turned <= .0031308, 12.92 * turned, 1.055 * turned ** (1 / 2.4) - .055)
+        rgb = np.where(turned <= 0.0031308, 12.92 * turned, 1.055 * turned ** (1 / 2.4) - 0.055)
         seen.append(np.array(lab(tuple(rgb.tolist()))))
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 12
 
 
 def test_silhouettes_are_all_different():
-    shapes = {o: masks(Scene("one", (Thing(o, "red", "", .5, .5, .4),), "plain:white"), 64)[0]
-              for o in PAINTERS}
+    shapes = {
+        o: masks(Scene("one", (Thing(o, "red", "", 0.5, 0.5, 0.4),), "plain:white"), 64)[0]
+        for o in PAINTERS
+    }
     for a, b in itertools.combinations(shapes.values(), 2):
-        assert (a & b).sum() / (a | b).sum() < .9
+        assert (a & b).sum() / (a | b).sum() < 0.9

@@ -1,4 +1,5 @@
 """The language of the picture book: which words it knows, and what to try instead of others."""
+
 import difflib
 import re
 from functools import cache
@@ -19,15 +20,23 @@ from minisd.picturebook.scenes import COLORS, HELD_OUT, OBJECTS
 
 def words() -> dict[str, tuple[str, ...]]:
     """The words that the book knows, by group; plurals of objects are known as well."""
-    groups = {"objects": ("shapes", "things"), "colours": ("colours",), "sizes": ("sizes",),
-              "counts": ("counts",), "relations": ("relations",), "positions": ("positions",),
-              "times": ("times",), "places": ("places", "places for what flies", "skies")}
+    groups = {
+        "objects": ("shapes", "things"),
+        "colours": ("colours",),
+        "sizes": ("sizes",),
+        "counts": ("counts",),
+        "relations": ("relations",),
+        "positions": ("positions",),
+        "times": ("times",),
+        "places": ("places", "places for what flies", "skies"),
+    }
     other = [w for ways in PHRASES["other"].values() for way in ways for w in way.split()]
     found: dict[str, tuple[str, ...]] = {}
     taken = set(other)
     for name, members in groups.items():
-        ways = [w for m in members for ways in PHRASES[m].values() for way in ways
-                for w in way.split()]
+        ways = [
+            w for m in members for ways in PHRASES[m].values() for way in ways for w in way.split()
+        ]
         found[name] = tuple(dict.fromkeys(w for w in ways if w not in taken))
         taken |= set(found[name])
     return {**found, "other": tuple(dict.fromkeys(other))}
@@ -40,8 +49,9 @@ def _split(prompt: str) -> list[str]:
 @cache
 def _known() -> frozenset[str]:
     groups = words()
-    return frozenset({w for group in groups.values() for w in group}
-                     | {plural(w) for w in groups["objects"]})
+    return frozenset(
+        {w for group in groups.values() for w in group} | {plural(w) for w in groups["objects"]}
+    )
 
 
 def unknown_words(prompt: str) -> list[str]:
@@ -60,7 +70,7 @@ class Idea(NamedTuple):
     time: str = ""
 
 
-WEIGHT = Idea(8, 4, 1, 2, 3)                          # how much it matters to keep each
+WEIGHT = Idea(8, 4, 1, 2, 3)  # how much it matters to keep each
 # Which thing comes first where the prompt leaves it open.
 FAVOURITES = ("bird", "house", "boat", "butterfly", "fish", "flower", "car", "tree", "balloon")
 
@@ -75,8 +85,7 @@ def _first(text: str, *groups: str) -> tuple[int, str]:
     many = {plural(way): key for way, key in whole.items()}
     parts = {w: key for way, key in whole.items() for w in way.split() if w not in glue}
     for phrases in (whole | many, parts):
-        found = [(text.find(f" {way} "), key) for way, key in phrases.items()
-                 if f" {way} " in text]
+        found = [(text.find(f" {way} "), key) for way, key in phrases.items() if f" {way} " in text]
         if found:
             return min(found)
     return -1, ""
@@ -85,34 +94,45 @@ def _first(text: str, *groups: str) -> tuple[int, str]:
 def _read(prompt: str) -> Idea:
     """What of a prompt the book understands, words that are nearly spelt right included."""
     known = sorted(_known())
-    tokens = [(w if w in known else (difflib.get_close_matches(w, known, 1, .8) or [w])[0])
-              for w in _split(prompt)]
+    tokens = [
+        (w if w in known else (difflib.get_close_matches(w, known, 1, 0.8) or [w])[0])
+        for w in _split(prompt)
+    ]
     text = f" {' '.join(tokens)} "
     at, object = _first(text, "shapes", "things")
-    before = [w for w in text[:max(at, 0)].split() if _first(f" {w} ", "colours")[1]]
+    before = [w for w in text[: max(at, 0)].split() if _first(f" {w} ", "colours")[1]]
     color = _first(f" {before[-1]} " if before else text, "colours")[1]
-    return Idea(object, color, _first(text, "sizes")[1],
-                _first(text, "places", "places for what flies")[1], _first(text, "times")[1])
+    return Idea(
+        object,
+        color,
+        _first(text, "sizes")[1],
+        _first(text, "places", "places for what flies")[1],
+        _first(text, "times")[1],
+    )
 
 
 @cache
 def _ideas() -> tuple[Idea, ...]:
     """Every simple prompt of the grammar: an object and its colour, plain or where it belongs."""
     order = dict.fromkeys((*FAVOURITES, *OBJECTS))
-    return tuple(Idea(o, c, size, *(s.split("-") if "-" in s else (s, "")))
-                 for o in order for s in ("", *settings_of(o))
-                 for c in COLORS if not s or suits(o, c, s)
-                 for size in ("", "small", "large"))
+    return tuple(
+        Idea(o, c, size, *(s.split("-") if "-" in s else (s, "")))
+        for o in order
+        for s in ("", *settings_of(o))
+        for c in COLORS
+        if not s or suits(o, c, s)
+        for size in ("", "small", "large")
+    )
 
 
 def _closeness(idea: Idea, wanted: Idea) -> float:
     score = sum(weight for weight, has, asked in zip(WEIGHT, idea, wanted) if has == asked != "")
-    score -= .5 * bool(idea.size and not wanted.size)
-    score -= .5 * bool(idea.place and not (wanted.place or wanted.time))
-    score -= .5 * (idea.time in ("night", "sunset") and not wanted.time)
+    score -= 0.5 * bool(idea.size and not wanted.size)
+    score -= 0.5 * bool(idea.place and not (wanted.place or wanted.time))
+    score -= 0.5 * (idea.time in ("night", "sunset") and not wanted.time)
     usual = USUAL.get(idea.object, ())
-    score += .4 - .1 * usual.index(idea.color) if idea.color in usual else 0
-    return score - .2 * ((idea.object, idea.color) in HELD_OUT)
+    score += 0.4 - 0.1 * usual.index(idea.color) if idea.color in usual else 0
+    return score - 0.2 * ((idea.object, idea.color) in HELD_OUT)
 
 
 def suggest(prompt: str, n: int = 3) -> list[str]:
@@ -122,7 +142,7 @@ def suggest(prompt: str, n: int = 3) -> list[str]:
     """
     wanted = _read(prompt)
     ranked = sorted(_ideas(), key=lambda idea: -_closeness(idea, wanted))
-    chosen: dict[tuple[str, str], str] = {}           # variety: other things, or other settings
+    chosen: dict[tuple[str, str], str] = {}  # variety: other things, or other settings
     for idea in ranked:
         if len(chosen) == n:
             break
@@ -134,8 +154,11 @@ def suggest(prompt: str, n: int = 3) -> list[str]:
 def _prompt(idea: Idea) -> str:
     """A caption of the grammar in its plainest words."""
     group = "shapes" if idea.object in PHRASES["shapes"] else "things"
-    noun = [PHRASES[g][key][0] for g, key in (
-        ("sizes", idea.size), ("colours", idea.color), (group, idea.object)) if key]
+    noun = [
+        PHRASES[g][key][0]
+        for g, key in (("sizes", idea.size), ("colours", idea.color), (group, idea.object))
+        if key
+    ]
     places = PHRASES["places for what flies" if idea.object in FLYING else "places"]
     at_home = idea.place == HOMES.get(idea.object, ("",))[0] and idea.time in ("night", "sunset")
     where = places[idea.place][0] if idea.place and not at_home else ""
@@ -151,5 +174,7 @@ def explain(prompt: str) -> str | None:
     names = [f'"{w}"' for w in unknown]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     ideas = [f'"{s}"' for s in suggest(prompt)]
-    return (f"{listed} {'is' if len(names) == 1 else 'are'} not in the picture book; "
-            f"try {', '.join(ideas[:-1])} or {ideas[-1]}.")
+    return (
+        f"{listed} {'is' if len(names) == 1 else 'are'} not in the picture book; "
+        f"try {', '.join(ideas[:-1])} or {ideas[-1]}."
+    )

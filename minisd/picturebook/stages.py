@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -201,7 +202,8 @@ def latents(recipe: Recipe) -> None:
     )
     for number, (pictures, captions) in zip(missing, loader):
         path = folder / f"{number:05}.safetensors"
-        cache_latents(network, pictures, list(captions), path, where["device"])
+        with torch.autocast(where["device"].type, where["precision"]):
+            cache_latents(network, pictures, list(captions), path, where["device"])
         logger.info("latents: %d of %d", number + 1, len(numbers))
 
 
@@ -224,9 +226,7 @@ def unet(recipe: Recipe) -> None:
         return noise_prediction_loss(model, pipe.scheduler, x_0, context, generator), {}
 
     def look(average: nn.Module, step: int) -> None:
-        seeds = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
-        looking = dataclasses.replace(pipe, unet=average, progress_bar={"disable": True})
-        made = looking(list(PROMPTS), generator=seeds, num_inference_steps=20).images
+        made = draw_prompts(dataclasses.replace(pipe, unet=average), num_inference_steps=20)
         images.save_png(images.grid(made, 4), folder / f"look-{step:06}.png")
 
     batches = Latents(recipe.out / "latents", plan.batch_size, recipe.seed)
@@ -248,8 +248,19 @@ def assemble(recipe: Recipe, network: UNet, device: torch.device) -> StableDiffu
 
 
 def export(recipe: Recipe) -> None:
-    """Write everything as one native folder in half precision: out/weights."""
+    """Write everything as one native folder in half precision, out/weights, and its first pictures:
+    out/samples.png, the PROMPTS row by row with the seeds 0, 1, 2, ...
+    """
     network = load_network(recipe.out / "unet.safetensors")
     pipe = assemble(recipe, network, torch.device("cpu")).to(torch.float16)
     pipe.save_pretrained(recipe.out / "weights")
     logger.info("exported model %s to %s", pipe.hash, recipe.out / "weights")
+    exported = StableDiffusionPipeline.from_pretrained(recipe.out / "weights")
+    images.save_png(images.grid(draw_prompts(exported), 4), recipe.out / "samples.png")
+
+
+def draw_prompts(pipe: StableDiffusionPipeline, **settings: Any) -> list[Image.Image]:
+    """One picture for each of the PROMPTS, picture i from seed i."""
+    seeds = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
+    quiet = dataclasses.replace(pipe, progress_bar={"disable": True})
+    return quiet(list(PROMPTS), generator=seeds, **settings).images

@@ -1,4 +1,5 @@
 """The picture-book world: pictures of random scenes, with masks and captions, without end."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +23,29 @@ from minisd.picturebook.scenes import (
     sample_scene,
 )
 
-__all__ = ["COLORS", "HELD_OUT", "HELD_OUT_RELATIONS", "IMAGE_SIZE", "OBJECTS", "RELATIONS",
-           "RESERVED", "SETTINGS", "SHAPES", "SPLITS", "THINGS", "Example", "Scene", "Thing",
-           "caption", "example", "masks", "render", "sample_scene"]
+__all__ = [
+    "COLORS",
+    "HELD_OUT",
+    "HELD_OUT_RELATIONS",
+    "IMAGE_SIZE",
+    "OBJECTS",
+    "RELATIONS",
+    "RESERVED",
+    "SETTINGS",
+    "SHAPES",
+    "SPLITS",
+    "THINGS",
+    "Example",
+    "Scene",
+    "Thing",
+    "caption",
+    "example",
+    "masks",
+    "render",
+    "sample_scene",
+]
 
-IMAGE_SIZE = 128                                      # pixels
+IMAGE_SIZE = 128  # pixels
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ def _draw(scene: Scene, size: int) -> tuple[Canvas, np.ndarray]:
     for i in reversed(range(len(scene.things))):
         t = scene.things[i]
         seen[i] = draw_thing(canvas, t.object, t.color, t.x, t.y, t.radius)
-        seen[i + 1:] &= ~seen[i]
+        seen[i + 1 :] &= ~seen[i]
     return canvas, seen
 
 
