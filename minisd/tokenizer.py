@@ -13,8 +13,11 @@ from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
-# CLIP's splitting rule: contractions, words, single digits, runs of anything else but spaces.
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# CLIP's splitting rule: contractions, words, single digits, runs of anything else but spaces. The
+# specials in capitals reach it, in lower case, as text; it keeps them in one part.
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 
 
 def byte_symbols() -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,50 +92,84 @@ def edges(x: Tensor) -> list[Tensor]:
     return [d for s in scales for d in (s.diff(dim=-1), s.diff(dim=-2))]
 
 
+def picture_loss(out: Tensor, x: Tensor) -> tuple[Tensor, float]:
+    """L1 + MSE + 0.5 edges, and the MSE alone; out, x: (b, 3, h, w) in [-1, 1]."""
+    out, mse = out.float(), F.mse_loss(out.float(), x)
+    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(out), edges(x)))
+    return F.l1_loss(out, x) + mse + 0.5 * edge, mse.item()
+
+
 def reconstruction_loss(
     vae: Autoencoder, pictures: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """L1 + MSE + 0.5 edges + 6e-4 KL a latent number; pictures (b, 3, h, w) uint8."""
+    """The loss of the pictures + 6e-4 KL a latent number; pictures (b, 3, h, w) uint8."""
     device = next(vae.parameters()).device
     x = to_range(pictures.to(device))
     posterior = vae.encode(x)
     noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
-    out = vae.decode(posterior.mean + torch.exp(0.5 * posterior.logvar) * noise).float()
-    mse = F.mse_loss(out, x)
-    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(out), edges(x)))
+    loss, mse = picture_loss(
+        vae.decode(posterior.mean + torch.exp(0.5 * posterior.logvar) * noise), x
+    )
     kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-    loss = F.l1_loss(out, x) + mse + 0.5 * edge + 6e-4 * kl
-    return loss, {"psnr": decibels(mse.item()), "kl": kl.item()}
+    return loss + 6e-4 * kl, {"psnr": decibels(mse), "kl": kl.item()}
 
 
 def vae(recipe: Recipe) -> None:
     """Train the autoencoder: first on crops, then on whole pictures."""
     torch.manual_seed(recipe.seed)
     plan = recipe.plan(3000, 8, 1e-3)
-    folder = recipe.out / "vae"
-    where = recipe.where()
-    unseen = torch.from_numpy(_unseen(24)).to(where["device"])
-
-    def look(average: nn.Module, step: int) -> None:
-        with torch.no_grad():
-            out = average(to_range(unseen))
-        logger.info("unseen: %.2f dB", decibels(F.mse_loss(out, to_range(unseen)).item()))
-        pairs = [p for two in zip(to_range(unseen), out) for p in two]
-        images.save_png(images.grid(images.to_pil(torch.stack(pairs)), 8), folder / "look.png")
-
+    folder, where = recipe.out / "vae", recipe.where()
+    look = look_at_unseen(lambda average, x: average(x), folder, where["device"])
     batches = Crops(plan.batch_size, plan.steps // 3, recipe.seed)
     network = Autoencoder(PICTUREBOOK.vae)
     network = train(network, reconstruction_loss, batches, plan, folder, on_save=look, **where)
-    network = standardize(network.float(), to_range(_rendered(256, recipe).to(where["device"])))
+    seen = Pairs(256, world.IMAGE_SIZE, recipe.seed)[0][0]
+    network = standardize(network, to_range(seen.to(where["device"])))
     save_network(network, recipe.out / "vae.safetensors")
 
 
-def _unseen(count: int) -> Any:
-    return Pairs(count, world.IMAGE_SIZE, UNSEEN)[0][0].numpy()
+def look_at_unseen(
+    reconstruct: Callable[[nn.Module, Tensor], Tensor], folder: Path, device: torch.device
+) -> Callable[[nn.Module, int], None]:
+    """An `on_save` of `train`: PSNR on 24 unseen pictures, and folder/look.png of them."""
+    unseen = to_range(Pairs(24, world.IMAGE_SIZE, UNSEEN)[0][0].to(device))
+
+    @torch.no_grad()
+    def look(average: nn.Module, step: int) -> None:
+        out = reconstruct(average, unseen)
+        logger.info("unseen: %.2f dB", decibels(F.mse_loss(out, unseen).item()))
+        pairs = torch.stack([p for two in zip(unseen, out) for p in two])
+        images.save_png(images.grid(images.to_pil(pairs), 8), folder / "look.png")
+
+    return look
 
 
-def _rendered(count: int, recipe: Recipe) -> Tensor:
-    return Pairs(count, world.IMAGE_SIZE, recipe.seed)[0][0]
+def decoder(recipe: Recipe) -> None:
+    """Train the decoder on: the encoder rests, so that latents and UNet stay as they are."""
+    where = recipe.where()
+    network = load_network(recipe.out / "vae.safetensors", device=str(where["device"]))
+    half = nn.ModuleDict({"quant": network.post_quant_conv, "decoder": network.decoder})
+
+    def decode(half: nn.Module, z: Tensor) -> Tensor:
+        return half["decoder"](half["quant"](z))
+
+    def loss(half: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
+        x = to_range(batch.to(where["device"]))
+        with torch.no_grad():
+            posterior = network.encode(x)
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=x.device)
+        z = posterior.mean + torch.exp(0.5 * posterior.logvar) * noise
+        value, mse = picture_loss(decode(half, z), x)
+        return value, {"psnr": decibels(mse)}
+
+    plan, folder = recipe.plan(5000, 4, 5e-4, decay_fraction=0.8), recipe.out / "decoder"
+    look = look_at_unseen(
+        lambda average, x: decode(average, network.encode(x).mode()), folder, where["device"]
+    )
+    batches = Crops(plan.batch_size, 0, recipe.seed + 2)
+    half = train(half, loss, batches, plan, folder, on_save=look, **where)
+    network.post_quant_conv, network.decoder = half["quant"], half["decoder"]
+    save_network(network, recipe.out / "vae.safetensors")
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The recipe of the shipped model, stage by stage: python -m minisd.picturebook.train STAGE.
 
-tokenizer and vae need nothing; clip needs the tokenizer; latents needs the vae; unet needs all.
+tokenizer and vae need nothing; clip needs the tokenizer; decoder and latents need the vae, in any
+order; unet needs all but the decoder.
 Every stage can be killed and started again: it goes on where it was.
 """
 
@@ -21,7 +22,7 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": "1073741824",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-STAGES = ("tokenizer", "vae", "clip", "latents", "unet", "export")
+STAGES = ("tokenizer", "vae", "decoder", "clip", "latents", "unet", "export")
 MERGES = 254  # 768 pieces in all: every common word is one, longer ones split
 
 

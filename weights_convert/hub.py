@@ -1,0 +1,60 @@
+"""Models by hub id: only the files that are needed, or one clear error."""
+
+from pathlib import Path
+
+from minisd.checkpoint import NETWORKS
+from weights_convert.diffusers import STEMS
+
+NATIVE = ("pipeline.json", "tokenizer.json", "scheduler.json",
+          *(f"{name}.safetensors" for name in NETWORKS))  # fmt: skip
+TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json",
+             "special_tokens_map.json")  # fmt: skip
+SMALL = ("model_index.json", "scheduler/scheduler_config.json",
+         *(f"tokenizer/{name}" for name in TOKENIZER),
+         *(f"{name}/config.json" for name in NETWORKS))  # fmt: skip
+
+
+def weight_patterns(suffix: str, variant: str | None) -> list[str]:
+    """The files of all networks in one format: whole, or in shards with their index."""
+    middle = f".{variant}" if variant else ""
+    patterns = []
+    for name, stems in STEMS.items():
+        stem, part = f"{name}/{stems[suffix]}", "-?????-of-?????"
+        patterns += [f"{stem}{middle}{suffix}", f"{stem}{suffix}.index{middle}.json"]
+        patterns += dict.fromkeys(
+            [f"{stem}{middle}{part}{suffix}", f"{stem}{part}{middle}{suffix}"]
+        )
+    return patterns
+
+
+def has_weights(folder: Path, suffix: str) -> bool:
+    return all(any((folder / name).glob(f"*{suffix}")) for name in NETWORKS)
+
+
+def download(hub_id: str, variant: str | None) -> Path:
+    """The folder of a hub id like "owner/name", fetched or from the cache of an earlier time.
+
+    Raises ValueError, and says which files to fetch by hand, if it cannot be reached.
+    """
+    try:
+        from huggingface_hub import snapshot_download  # slow to import, and needed here alone
+
+        safe = weight_patterns(".safetensors", variant)
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*SMALL, *NATIVE, *safe]))
+        if (folder / "pipeline.json").is_file() or has_weights(folder, ".safetensors"):
+            return folder
+        pickles = weight_patterns(".bin", variant)
+        return Path(snapshot_download(hub_id, allow_patterns=[*SMALL, *pickles]))
+    except Exception as error:  # the client raises errors of many libraries
+        wanted = [*SMALL, *safe_files(variant)]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{hub_id} cannot be downloaded ({reason}); fetch {', '.join(wanted)} by hand and "
+            "open the folder they are in"
+        ) from error
+
+
+def safe_files(variant: str | None) -> list[str]:
+    """The weights of all networks as they are named when they are not in shards."""
+    middle = f".{variant}" if variant else ""
+    return [f"{name}/{stems['.safetensors']}{middle}.safetensors" for name, stems in STEMS.items()]
