@@ -5,10 +5,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minisd.pipeline import StableDiffusionPipeline
-    from minisd.schedulers import DDIMScheduler, DDPMScheduler
+    from minisd.schedulers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+        LCMScheduler,
+        PNDMScheduler,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["DDIMScheduler", "DDPMScheduler", "StableDiffusionPipeline"]
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "StableDiffusionPipeline",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -137,12 +137,23 @@ class ScheduleConfig(JsonConfig):
     clip_sample: bool = False
     clip_sample_range: float = 1.0
     rescale_betas_zero_snr: bool = False
+    # What only some schedulers read, under diffusers' names.
+    use_karras_sigmas: bool = False  # Euler, Heun, DPM-Solver++
+    final_sigmas_type: str = "zero"  # Euler, DPM-Solver++; or "sigma_min", the level of timestep 0
+    skip_prk_steps: bool = True  # PNDM
+    algorithm_type: str = "dpmsolver++"  # DPM-Solver++; or "sde-dpmsolver++"
+    solver_order: int = 2  # DPM-Solver++; or 1
+    lower_order_final: bool = True  # DPM-Solver++
+    euler_at_final: bool = False  # DPM-Solver++
+    original_inference_steps: int = 50  # LCM
+    timestep_scaling: float = 10.0  # LCM
 
     def __post_init__(self) -> None:
         choices = {
             "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
             "prediction_type": ("epsilon", "sample", "v_prediction"),
             "timestep_spacing": (None, "leading", "linspace", "trailing"),
+            "final_sigmas_type": ("zero", "sigma_min"),
         }
         for name, allowed in choices.items():
             value = getattr(self, name)

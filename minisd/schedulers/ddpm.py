@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from minisd.noise import Generators, draw_noise
-from minisd.schedulers.schedule import NoiseSchedule, Span, predict_x_0
+from minisd.schedulers.schedule import NoiseSchedule, Span
 
 
 class DDPMScheduler(NoiseSchedule):
@@ -31,7 +31,7 @@ class DDPMScheduler(NoiseSchedule):
         `eta` have no meaning for DDPM.
         """
         alpha_bar, alpha_bar_prev = span.alpha_bar, span.alpha_bar_prev
-        x_0 = predict_x_0(model_output, x_t, alpha_bar, self.config.prediction_type)
+        x_0, _ = self.predict(model_output, span, x_t)
         if self.config.clip_sample:
             x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 

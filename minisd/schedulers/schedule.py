@@ -18,7 +18,8 @@ class Span:
     """One step of a sampling plan: from level `t` to level `t_prev`, as a scheduler sees it.
 
     sigma is the noise-to-signal ratio sqrt((1 - alpha_bar) / alpha_bar) of a level; t_prev is -1
-    after the last step.
+    after the last step. sigma_before is the level of the step before this one, which multistep
+    methods look back to; None at the start of the plan.
     """
 
     index: int
@@ -26,6 +27,12 @@ class Span:
     t_prev: float
     sigma: float
     sigma_prev: float
+    sigma_before: float | None = None
+
+    @property
+    def corrects(self) -> bool:
+        """Whether this call looks again at the level just reached, to retake the step to it."""
+        return (self.t, self.sigma) == (self.t_prev, self.sigma_prev)
 
     @property
     def alpha_bar(self) -> float:
@@ -57,7 +64,7 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     """
     signal = torch.cumprod(1 - betas, dim=0).sqrt()
     first, last = signal[0].clone(), signal[-1].clone()
-    alphas_bar = ((signal - last) * first / (first - last)) ** 2
+    alphas_bar = ((signal - last) * (first / (first - last))) ** 2
     alphas = torch.cat([alphas_bar[:1], alphas_bar[1:] / alphas_bar[:-1]])
     return 1 - alphas
 
@@ -65,6 +72,42 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
 def sigma_from_alpha_bar(alpha_bar: float) -> float:
     """The noise-to-signal ratio; infinite where nothing of the picture is left."""
     return math.sqrt((1 - alpha_bar) / alpha_bar) if alpha_bar > 0 else math.inf
+
+
+def finite_sigmas(alphas_bar: Tensor) -> np.ndarray:
+    """The noise-to-signal ratio of every timestep, (num_train_timesteps,) float32, increasing.
+
+    A level without any picture gets the largest finite ratio instead of infinity: 4096.
+    """
+    smallest = 2.0**-24  # the reference's: the smallest positive number of half precision
+    alphas_bar = torch.where(alphas_bar == 0, smallest, alphas_bar)
+    return ((1 - alphas_bar) / alphas_bar).sqrt().numpy()
+
+
+def karras_sigmas(sigma_max: float, sigma_min: float, n: int, rho: float = 7.0) -> list[float]:
+    """n levels from sigma_max down to sigma_min, most of them near sigma_min. [EDM Eq. 5]"""
+    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [(start + share * (end - start)) ** rho for share in np.linspace(0, 1, n).tolist()]
+
+
+def t_of_sigma(sigma: float, sigmas: np.ndarray) -> float:
+    """The fractional timestep of a level, by interpolation in log(sigma)."""
+    return float(np.interp(math.log(sigma), np.log(sigmas), np.arange(len(sigmas))))
+
+
+def interpolated_levels(
+    ts: list[float], alphas_bar: Tensor, karras: bool = False
+) -> list[tuple[float, float]]:
+    """(t, sigma) at timesteps that may lie between those of training, noisiest first.
+
+    With `karras`, as many levels over the same range, spaced as karras_sigmas says.
+    """
+    sigmas = finite_sigmas(alphas_bar)
+    levels = np.interp(ts, np.arange(len(sigmas)), sigmas).tolist()
+    if not karras:
+        return list(zip(ts, levels))
+    levels = karras_sigmas(levels[0], levels[-1], len(levels))
+    return [(t_of_sigma(sigma, sigmas), sigma) for sigma in levels]
 
 
 def predict_x_0(model_output: Tensor, x_t: Tensor, alpha_bar: float, prediction: str) -> Tensor:
@@ -102,6 +145,9 @@ class NoiseSchedule:
     """
 
     default_spacing: ClassVar[str] = "leading"
+    # Whether x_t is x_0 + sigma * eps, whose noise grows over a picture that keeps its size, and
+    # not the unit-variance x_t of DDPM, which is that divided by sqrt(1 + sigma^2).
+    in_sigma_space: ClassVar[bool] = False
     class_defaults: ClassVar[Mapping[str, Any]] = {  # what diffusers' classes assume if not told
         "beta_start": 0.0001,
         "beta_end": 0.02,
@@ -109,6 +155,10 @@ class NoiseSchedule:
         "steps_offset": 0,
         "set_alpha_to_one": True,
         "clip_sample": True,
+    }
+    unsupported: ClassVar[Mapping[str, Any]] = {  # settings that may not differ from this
+        "trained_betas": None,
+        "thresholding": False,
     }
 
     def __init__(self, config: ScheduleConfig = ScheduleConfig()):
@@ -125,7 +175,7 @@ class NoiseSchedule:
         """
         if isinstance(config, ScheduleConfig):
             return cls(config)
-        for name, off in (("trained_betas", None), ("thresholding", False)):
+        for name, off in cls.unsupported.items():
             if config.get(name, off) != off:
                 raise ValueError(f"{name}={config[name]!r} is not supported, expected {off!r}")
         known = {field.name for field in dataclasses.fields(ScheduleConfig)}
@@ -149,31 +199,49 @@ class NoiseSchedule:
         """The signal-to-noise ratio alpha_bar / (1 - alpha_bar) of every timestep."""
         return self.alphas_bar / (1 - self.alphas_bar)
 
-    def timesteps(self, n: int) -> list[int]:
-        """n timesteps, noisiest first, in this schedule's spacing. [Common Diffusion..., Table 2]
+    @property
+    def spacing(self) -> str:
+        return self.config.timestep_spacing or self.default_spacing
 
-        Raises ValueError unless 1 <= n <= num_train_timesteps.
-        """
+    def check_count(self, n: int) -> int:
+        """num_train_timesteps. Raises ValueError unless 1 <= n <= num_train_timesteps."""
         total = self.config.num_train_timesteps
         if not 1 <= n <= total:
             raise ValueError(f"num_inference_steps is {n}, expected 1 to {total}")
-        spacing = self.config.timestep_spacing or self.default_spacing
-        if spacing == "leading":
+        return total
+
+    def timesteps(self, n: int) -> list[float]:
+        """n timesteps, noisiest first, in this schedule's spacing. [Common Diffusion..., Table 2]
+
+        They are whole, but for linspace in sigma space. Raises ValueError unless 1 <= n <=
+        num_train_timesteps.
+        """
+        total = self.check_count(n)
+        if self.spacing == "leading":
             offset = min(self.config.steps_offset, total - 1 - (n - 1) * (total // n))
             return [i * (total // n) + offset for i in reversed(range(n))]
-        if spacing == "linspace":
+        if self.spacing == "linspace" and self.in_sigma_space:
+            return np.linspace(0, total - 1, n, dtype=np.float32)[::-1].tolist()
+        if self.spacing == "linspace":
             return [round(t) for t in reversed(np.linspace(0, total - 1, n).tolist())]
-        return [round(total - i * total / n) - 1 for i in range(n)]  # trailing
+        return [round(t) - 1 for t in np.arange(total, 0, -total / n)[:n].tolist()]  # trailing
+
+    def levels(self, n: int) -> list[tuple[float, float]]:
+        """The (t, sigma) at which a run of n steps calls the model, noisiest first."""
+        return [(t, sigma_from_alpha_bar(self.alphas_bar[t].item())) for t in self.timesteps(n)]
 
     def plan(self, n: int, strength: float = 1.0) -> tuple[Span, ...]:
         """The n steps of a run, of which `strength` in [0, 1] keeps the last int(n * strength)."""
         if not 0 <= strength <= 1:
             raise ValueError(f"strength is {strength}, expected 0 to 1")
-        ts = self.timesteps(n)
-        sigmas = [sigma_from_alpha_bar(self.alphas_bar[t].item()) for t in ts]
-        ends = [*sigmas[1:], self.final_sigma()]
-        spans = zip(range(n), ts, [*ts[1:], -1], sigmas, ends)
+        ts, sigmas = zip(*self.levels(n))
+        ends, befores = [*sigmas[1:], self.final_sigma()], [None, *sigmas[:-1]]
+        spans = zip(range(n), ts, [*ts[1:], -1], sigmas, ends, befores)
         return tuple(Span(*span) for span in spans)[n - min(int(n * strength), n) :]
+
+    def calls(self, n: int, strength: float = 1.0) -> int:
+        """How often a run of n steps calls the model: n times, more for PNDM and for Heun."""
+        return len(self.plan(n, strength))
 
     def final_sigma(self) -> float:
         """The noise that remains after the last step: none, or that of timestep 0."""
@@ -182,11 +250,33 @@ class NoiseSchedule:
 
     def init_noise_sigma(self, plan: tuple[Span, ...]) -> float:
         """What standard normal noise is multiplied by to start a run."""
-        return 1.0
+        if not self.in_sigma_space:
+            return 1.0
+        sigma = plan[0].sigma
+        return sigma if self.spacing != "leading" else (sigma**2 + 1) ** 0.5  # the reference's rule
 
     def scale_input(self, x_t: Tensor, span: Span) -> Tensor:
-        """x_t as the model wants to see it; the identity where x_t has unit variance."""
-        return x_t
+        """x_t as the model wants to see it: with unit variance."""
+        return x_t * span.alpha_bar**0.5 if self.in_sigma_space else x_t
+
+    def noised(self, x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
+        """The x_t of this scheduler at a level of its plan: span.sigma, or span.sigma_prev after.
+
+        x_0, eps: (b, ...). Unlike add_noise, it holds between the timesteps of training too.
+        """
+        alpha_bar = 1 / (1 + sigma**2)
+        if self.in_sigma_space:
+            return x_0 + sigma * eps
+        return alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
+
+    def predict(self, model_output: Tensor, span: Span, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model's output says of x_t: the clean picture x_0 and the noise eps in it.
+
+        model_output, x_t: (b, c, h, w). Returns (x_0, eps), both (b, c, h, w).
+        """
+        seen, kind = self.scale_input(x_t, span), self.config.prediction_type
+        x_0 = predict_x_0(model_output, seen, span.alpha_bar, kind)
+        return x_0, predict_eps(model_output, seen, span.alpha_bar, kind)
 
     def _at(self, t: Tensor, like: Tensor) -> Tensor:
         alpha_bar = self.alphas_bar.to(like.device, like.dtype)[t]
