@@ -1,0 +1,168 @@
+"""Checking an answer: passed, not yet, or a hint that fits the mistake. A check never raises."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Verify = Callable[[Any], str]  # an answer -> a hint, "" if it is right
+
+
+class NotYet(Exception):  # noqa: N818 - not an error
+    """Raised inside a check when the student's function returns nothing."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise. kind: "predict" (a number before running), "fill-in" (a function) or "open"
+    (a few sentences or a measurement); `task` is printed while there is no answer; `done` after it.
+    """
+
+    kind: str
+    task: str
+    verify: Verify
+    done: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """`passed` is True, False, or None as long as there is no answer."""
+
+    key: str
+    passed: bool | None
+    hint: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.passed)
+
+    def __str__(self) -> str:
+        word = {True: "passed", False: "not right", None: "not yet"}[self.passed]
+        return f"{self.key} {word}" + (f": {self.hint}" if self.hint else "")
+
+    def _ipython_display_(self) -> None:
+        """Nothing: `check` has printed it already."""
+
+
+def exercises(chapter: int) -> dict[str, Exercise]:
+    """The exercises of a chapter, "02.1" -> Exercise; none for a chapter without a module."""
+    name = f"minisd.teach.exercises.ch{chapter:02d}"
+    try:
+        return import_module(name).EXERCISES
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return {}
+
+
+def find(key: str) -> Exercise:
+    """Raises ValueError if there is no such exercise."""
+    chapter = int(key[:2]) if re.fullmatch(r"\d\d\.\d+", key) else 0
+    known = exercises(chapter)
+    if key not in known:
+        listed = ", ".join(known) or 'keys look like "02.1"'
+        raise ValueError(f"there is no exercise {key!r}; {listed}")
+    return known[key]
+
+
+def check(key: str, answer: Any) -> Result:
+    """Check an answer to an exercise ("05.2"), print how it went, return it as a Result.
+
+    None or ... is "not yet". A mistake in the student's code becomes a hint, never an exception.
+    """
+    exercise = find(key)
+    if answer is None or answer is ...:
+        result = Result(key, None, exercise.task)
+    else:
+        result = _judge(key, exercise, answer)
+    print(result)
+    return result
+
+
+def _judge(key: str, exercise: Exercise, answer: Any) -> Result:
+    try:
+        with torch.random.fork_rng(devices=[]):  # a check leaves the notebook's random numbers be
+            hint = exercise.verify(answer)
+    except (NotYet, NotImplementedError):
+        return Result(key, None, exercise.task)
+    except Exception as error:
+        return Result(key, False, f"your code stopped with {type(error).__name__}: {error}")
+    return Result(key, not hint, hint or exercise.done)
+
+
+def call(answer: Any, *arguments: Any) -> Any:
+    """What the student's function returns for copies of the arguments. Raises NotYet for nothing,
+    TypeError if the answer is not a function.
+    """
+    if not callable(answer):
+        raise TypeError(f"expected the function itself (without brackets), got {answer!r:.60}")
+    copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    given = answer(*copies)
+    if given is None or given is ...:
+        raise NotYet
+    for copy, original in zip(copies, arguments):
+        if isinstance(original, Tensor) and not torch.equal(copy, original):
+            raise ValueError("it changes the tensor that it was given; make a new one (no +=)")
+    return given
+
+
+def compare(given: Any, right: Tensor, mistakes: Mapping[str, Any], tolerance: float = 1e-4) -> str:
+    """The hint for a result: none if it is `right`, else the key of `mistakes` whose value it is,
+    else what can be said of the numbers: their shape, their sign, their size. `tolerance` is a
+    share of the largest value.
+    """
+    if isinstance(given, (int, float)):
+        given = torch.tensor(float(given))
+    if not isinstance(given, Tensor):
+        return f"it returns a {type(given).__name__}, expected a tensor {tuple(right.shape)}"
+    given, right = given.detach().float(), right.detach().float()
+    if _same(given, right, tolerance):
+        return ""
+    for hint, wrong in mistakes.items():
+        if _same(given, torch.as_tensor(wrong).detach().float(), tolerance):
+            return hint
+    if given.shape != right.shape:
+        return f"its shape is {tuple(given.shape)}, expected {tuple(right.shape)}"
+    if not given.isfinite().all():
+        return "it holds inf or nan: is there a division by zero, or the root of a negative number?"
+    if _same(given, -right, tolerance):
+        return "the sign is wrong: every number is minus what it should be"
+    ratio = (given * right).sum() / right.square().sum().clamp(min=1e-12)
+    if _same(given, ratio * right, tolerance):
+        return f"right up to a factor: every number is {ratio.item():.3g} times what it should be"
+    worst = (given - right).abs().max().item()
+    return f"the numbers differ by up to {worst:.3g}; try it by hand on a single number"
+
+
+def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    return torch.allclose(a, b, rtol=0, atol=tolerance * float(b.abs().max()))
+
+
+def number(right: float, tolerance: float, mistakes: Mapping[str, float], other: str) -> Verify:
+    """A check of a number: right within `tolerance`, else the hint of the nearest known mistake
+    within it, else `other`.
+    """
+
+    def verify(answer: Any) -> str:
+        value = float(answer)
+        if abs(value - right) <= tolerance:
+            return ""
+        near = [hint for hint, wrong in mistakes.items() if abs(value - wrong) <= tolerance]
+        return near[0] if near else other
+
+    return verify
+
+
+def sentences(least: int = 12) -> Verify:
+    """A check of an open question: some words of one's own. What is in them nobody grades."""
+
+    def verify(answer: Any) -> str:
+        count = len(answer.split()) if isinstance(answer, str) else 0
+        return "" if count >= least else f"write it down in a string, at least {least} words"
+
+    return verify

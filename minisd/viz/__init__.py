@@ -1,0 +1,29 @@
+"""Figures, one call each. Every one asks for `alt`, a text for readers who cannot see it."""
+
+from minisd.viz.animation import Animation, animation
+from minisd.viz.attention import (
+    attention_layers,
+    attention_over,
+    attention_steps,
+    attention_words,
+    cross_layers,
+    word_map,
+    word_positions,
+)
+from minisd.viz.curves import bars, histogram, lines, losses
+from minisd.viz.figure import Figure
+from minisd.viz.images import difference, grid, show, strip, sweep, table
+from minisd.viz.latents import Preview, fit_preview, latent_channels
+from minisd.viz.noise import forward_panels, noise_rows, schedules
+from minisd.viz.shapes import shape_table, shape_walk
+from minisd.viz.tokens import causal_mask, embedding_heat, heat, similarity, token_strip
+from minisd.viz.trajectories import clouds, guidance_arrows, guidance_plane, trajectories
+
+__all__ = [
+    "Animation", "Figure", "Preview", "animation", "attention_layers", "attention_over",
+    "attention_steps", "attention_words", "bars", "causal_mask", "clouds", "cross_layers",
+    "difference", "embedding_heat", "fit_preview", "forward_panels", "grid", "guidance_arrows",
+    "guidance_plane", "heat", "histogram", "latent_channels", "lines", "losses", "noise_rows",
+    "schedules", "shape_table", "shape_walk", "show", "similarity", "strip", "sweep", "table",
+    "token_strip", "trajectories", "word_map", "word_positions",
+]  # fmt: skip

@@ -1,0 +1,147 @@
+"""Answers to the exercises: a solution of each, and what is typically wrong."""
+
+import torch
+from torch import Tensor
+
+
+def col(a: Tensor) -> Tensor:
+    return a[:, None, None, None]
+
+
+def loss(model, x_0, eps, t, alphas_bar, see="x_t", target="eps", power=2):
+    a = col(alphas_bar[t])
+    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
+    error = model(x_t if see == "x_t" else x_0, t) - (eps if target == "eps" else x_0)
+    return (error**power if power == 2 else error).mean()
+
+
+def loop(pipe, x_T, cond, uncond, n, w, mistake=""):
+    x_t, plan = x_T, pipe.scheduler.plan(n)
+    for span in reversed(plan) if mistake == "order" else plan:
+        u, c = pipe.unet(x_t, span.t, uncond), pipe.unet(x_t, span.t, cond)
+        if mistake == "swap":
+            u, c = c, u
+        eps = c if mistake == "free" else u + w * (c - u)
+        x_t, x_0 = pipe.scheduler.step(eps, span, x_t)
+    return x_0 if mistake == "x_0" else x_t
+
+
+def picture(pipe, latents):
+    x = pipe.vae.decode(latents / pipe.vae.config.scaling_factor)
+    return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def nats(mean, logvar):
+    return (mean**2 + logvar.exp() - 1 - logvar) / 2
+
+
+SOLUTIONS = {
+    "02.2": lambda x, e, a: col(a).sqrt() * x + (1 - col(a)).sqrt() * e,
+    "02.3": lambda betas: torch.cumprod(1 - betas, 0),
+    "03.2": loss,
+    "03.3": lambda x, e, a: (x - (1 - a) ** 0.5 * e) / a**0.5,
+    "05.2": lambda m, v, n: m + torch.exp(v / 2) * n,
+    "05.3": lambda z: 1 / z.std(),
+    "05.4": lambda m, v: nats(m, v).sum((1, 2, 3)),
+    "11.2": lambda u, c, w: u + w * (c - u),
+    "11.3": loop,
+    "11.4": picture,
+}
+PREDICTED = {"02.1": 353, "02.4": 0.068, "03.1": 1, "05.1": 48, "11.1": (20, 40)}
+WORDS = "it would be different every time and so nobody could ever compute it back again"
+OPEN = {
+    "02.5": WORDS,
+    "03.4": [1.0 / (1 + i / 20) for i in range(200)],
+    "03.5": WORDS,
+    "05.5": WORDS,
+    "11.5": WORDS,
+}
+WRONG = {
+    "02.1": {"half": 500, "root": 521, "linear": 259, "far": 10},
+    "02.2": {
+        "no roots": lambda x, e, a: col(a) * x + (1 - col(a)) * e,
+        "one root": lambda x, e, a: col(a).sqrt() * x + (1 - col(a)) * e,
+        "sign": lambda x, e, a: col(a).sqrt() * x - (1 - col(a)).sqrt() * e,
+        "axis": lambda x, e, a: a.sqrt() * x + (1 - a).sqrt() * e,
+        "swapped": lambda x, e, a: (1 - col(a)).sqrt() * x + col(a).sqrt() * e,
+        "no scale": lambda x, e, a: col(a).sqrt() * x + e,
+    },
+    "02.3": {
+        "betas": lambda b: b.cumprod(0),
+        "sum": lambda b: (1 - b).cumsum(0),
+        "linear": lambda b: 1 - b.cumsum(0),
+        "root": lambda b: (1 - b).cumprod(0).sqrt(),
+        "alphas": lambda b: 1 - b,
+        "late": lambda b: torch.cat([torch.ones(1), (1 - b).cumprod(0)[:-1]]),
+    },
+    "02.4": {"no root": 0.00466, "nothing": 0.0, "noise": 0.9977},
+    "03.1": {"perfect": 0, "guess": 2, "half": 0.5},
+    "03.2": {
+        "clean input": lambda *a: loss(*a, see="x_0"),
+        "target": lambda *a: loss(*a, target="x_0"),
+        "no square": lambda *a: loss(*a, power=1),
+        "root": lambda *a: loss(*a).sqrt(),
+        "sum": lambda *a: loss(*a) * a[1].numel(),
+        "sign": lambda *a: -loss(*a),
+    },
+    "03.3": {
+        "literal": lambda x, e, a: x - e,
+        "no division": lambda x, e, a: x - (1 - a) ** 0.5 * e,
+        "no root": lambda x, e, a: (x - (1 - a) * e) / a**0.5,
+        "no roots": lambda x, e, a: (x - (1 - a) * e) / a,
+        "sign": lambda x, e, a: (x + (1 - a) ** 0.5 * e) / a**0.5,
+    },
+    "03.4": {
+        "flat": [1.0] * 100,
+        "growing": [float(i + 1) for i in range(100)],
+        "nan": [1.0] * 99 + [float("nan")],
+        "short": [1.0, 0.1],
+        "slow": [1 - i / 200 for i in range(100)],
+    },
+    "05.1": {"places": 64, "side": 8, "inverse": 1 / 48, "three": 192},
+    "05.2": {
+        "variance": lambda m, v, n: m + v.exp() * n,
+        "no exp": lambda m, v, n: m + v * n,
+        "no scale": lambda m, v, n: m + n,
+        "no mean": lambda m, v, n: (v / 2).exp() * n,
+        "root of a negative": lambda m, v, n: m + v.sqrt() * n,
+        "exponent's sign": lambda m, v, n: m + (-v / 2).exp() * n,
+    },
+    "05.3": {
+        "std": lambda z: z.std(),
+        "variance": lambda z: 1 / z.var(),
+        "channel": lambda z: 1 / z.std(dim=(0, 2, 3)),
+        "picture": lambda z: 1 / z.std(dim=(1, 2, 3)),
+        "largest": lambda z: 1 / z.abs().max(),
+    },
+    "05.4": {
+        "half": lambda m, v: 2 * nats(m, v).sum((1, 2, 3)),
+        "sign": lambda m, v: -nats(m, v).sum((1, 2, 3)),
+        "batch": lambda m, v: nats(m, v).sum(),
+        "mean": lambda m, v: nats(m, v).mean((1, 2, 3)),
+        "one": lambda m, v: (nats(m, v) + 0.5).sum((1, 2, 3)),
+    },
+    "11.1": {"calls": (40, 40), "turned": (40, 20), "no text": (20, 20), "other": (3, 4)},
+    "11.2": {
+        "start": lambda u, c, w: c + w * (c - u),
+        "swapped": lambda u, c, w: c + w * (u - c),
+        "sign": lambda u, c, w: u - w * (c - u),
+        "no difference": lambda u, c, w: u + w * c,
+        "no start": lambda u, c, w: w * (c - u),
+    },
+    "11.3": {
+        "no guidance": lambda *a: loop(*a, mistake="free"),
+        "swapped": lambda *a: loop(*a, mistake="swap"),
+        "order": lambda *a: loop(*a, mistake="order"),
+        "x_0": lambda *a: loop(*a, mistake="x_0"),
+        "nothing done": lambda pipe, x_T, *a: x_T,
+    },
+    "11.4": {
+        "no scale": lambda p, z: picture(p, z * p.vae.config.scaling_factor),
+        "times": lambda p, z: picture(p, z * p.vae.config.scaling_factor**2),
+        "no shift": lambda p, z: p.decode_latents(z).permute(0, 2, 3, 1),
+        "no clamp": lambda p, z: (p.decode_latents(z) / 2 + 0.5).permute(0, 2, 3, 1),
+        "channels": lambda p, z: picture(p, z).permute(0, 3, 1, 2),
+        "turned": lambda p, z: picture(p, z).transpose(1, 2),
+    },
+}

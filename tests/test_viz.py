@@ -1,0 +1,210 @@
+"""Figures: each has alt text, keeps to its size, shows its data, and leaves them as they are."""
+
+import inspect
+import json
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from figures import ALT, KINDS, PROMPT, TOKENIZER, a_record, data_of, draw, pictures, values
+from PIL import Image
+
+from minisd import viz
+from minisd.viz.figure import WIDTH, as_pil, text_width, wrap
+from minisd.viz.tokens import token_boxes
+
+
+@pytest.fixture(scope="module")
+def record():
+    return a_record()
+
+
+def png(figure):
+    return figure.strip.png if isinstance(figure, viz.Animation) else figure.png
+
+
+def test_every_figure_function_of_viz_is_tested_here():
+    drawn = {
+        name for name in viz.__all__
+        if inspect.isfunction(getattr(viz, name))
+        and "alt" in inspect.signature(getattr(viz, name)).parameters
+    }  # fmt: skip
+    assert drawn == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_figure_shows_its_data_and_leaves_them_as_they_are(kind, record):
+    call, shown = KINDS[kind][0], []
+    for seed in (1, 2):
+        data = data_of(kind, record, seed)
+        before = values(data)
+        figure = call(data, alt=ALT)
+        assert values(data) == before
+        image = Image.open(BytesIO(png(figure)))
+        assert 200 <= image.width <= WIDTH == 900
+        assert round(image.info["dpi"][0]) == 100
+        assert ALT in figure.alt
+        shown.append(image.convert("RGB").tobytes())
+    assert shown[0] != shown[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("alt", ["", "  ", None])
+def test_a_figure_without_alt_text_is_refused(kind, alt, record):
+    with pytest.raises(ValueError, match="alt is empty"):
+        KINDS[kind][0](data_of(kind, record, 1), alt=alt)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alt_is_required_and_by_keyword_alone(kind):
+    parameter = inspect.signature(getattr(viz, kind)).parameters["alt"]
+    assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameter.default is inspect.Parameter.empty
+
+
+def test_the_notebook_output_carries_the_alt_text():
+    data, metadata = viz.show(pictures(1)[0], alt=ALT)._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == ALT
+    assert data["image/png"].startswith("iVBOR")  # PNG in base64
+    assert ALT in data["text/plain"]
+
+
+def test_a_saved_figure_is_a_whole_png_that_holds_its_alt_text(tmp_path):
+    figure = viz.show(pictures(1)[0], alt=ALT, caption="a caption")
+    figure.save(tmp_path / "figure.png")
+    image = Image.open(tmp_path / "figure.png")
+    assert image.convert("RGB").tobytes() == figure.image.tobytes()
+    assert json.loads(image.info["minisd"]) == {"alt": ALT, "caption": "a caption"}
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+def test_a_caption_is_drawn_below():
+    plain, told = (viz.show(pictures(1)[0], alt=ALT, caption=c) for c in ("", "what to look at"))
+    assert told.image.height > plain.image.height
+    top = told.image.crop((0, 0, *plain.image.size))
+    assert top.tobytes() == plain.image.tobytes()
+
+
+def test_the_same_call_gives_the_same_figure_in_any_style():
+    first = viz.lines([1, 2], {"x": [1, 2]}, alt=ALT).png
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):
+        assert viz.lines([1, 2], {"x": [1, 2]}, alt=ALT).png == first
+
+
+def test_the_readers_settings_of_matplotlib_stay():
+    before = dict(matplotlib.rcParams)
+    viz.lines([1, 2], {"x": [1, 2]}, alt=ALT)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_tensor_an_array_and_a_pil_image_of_one_picture_look_the_same():
+    array = (np.arange(5 * 7 * 3) % 256).astype("uint8").reshape(5, 7, 3)
+    tensor = torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
+    for picture in (array, array / 255, tensor, Image.fromarray(array)):
+        assert np.array_equal(np.asarray(as_pil(picture)), array)
+
+
+def test_a_latent_given_as_a_picture_says_what_to_do():
+    with pytest.raises(ValueError, match="latent_channels"):
+        viz.show(draw(0, 4, 8, 8), alt=ALT)
+
+
+def test_wide_rows_of_pictures_stay_within_900_pixels():
+    assert viz.strip(list(pictures(1, 20)), alt=ALT).image.width <= 900
+
+
+def test_the_wrong_number_of_titles_is_told():
+    with pytest.raises(ValueError, match=r"2 column_titles were given, expected 3"):
+        viz.strip(list(pictures(1)), ["a", "b"], alt=ALT)
+
+
+def test_wrapped_lines_are_no_wider_than_asked():
+    text = "a small yellow tree below a large white moon on a black background"
+    lines = wrap(text, 120).split("\n")
+    assert len(lines) > 2
+    assert all(text_width(line) <= 120 for line in lines)
+    assert " ".join(lines) == text
+
+
+def test_latent_maps_of_one_limit_have_one_scale():
+    z = draw(1, 4, 8, 8)
+    alone = viz.latent_channels(z, alt=ALT, limit=3).image
+    doubled = viz.latent_channels(2 * z, alt=ALT, limit=6).image
+    assert alone.crop((0, 0, 600, 170)).tobytes() == doubled.crop((0, 0, 600, 170)).tobytes()
+
+
+def test_a_linear_preview_recovers_a_linear_decoder():
+    z, weight, bias = draw(1, 5, 4, 6, 8), 0.1 * draw(2, 4, 3), torch.tensor([0.1, 0, -0.2])
+    small = torch.einsum("bchw,cr->brhw", z, weight) + bias[:, None, None]
+    images = torch.nn.functional.interpolate(small, scale_factor=8, mode="nearest")
+    preview = viz.fit_preview(z, images)
+    assert torch.allclose(preview.weight, weight, atol=1e-5)
+    assert torch.allclose(preview.bias, bias, atol=1e-5)
+    assert preview.explained > 0.9999
+    assert torch.allclose(preview(z), images.clamp(-1, 1), atol=1e-4)
+
+
+def test_a_preview_of_noise_explains_next_to_nothing():
+    assert viz.fit_preview(draw(1, 50, 4, 8, 8), draw(2, 50, 3, 64, 64)).explained < 0.01
+
+
+def test_the_token_strip_shows_all_77_places_and_what_was_cut():
+    short, long = (token_boxes(TOKENIZER, text) for text in (PROMPT, f"{PROMPT} " * 30))
+    pieces = len(TOKENIZER.tokens(PROMPT))
+    assert [kind for _, _, kind in short].count("text") == pieces
+    assert short[-1][0] == f"padding x {75 - pieces}"
+    assert [kind for _, _, kind in long].count("text") == 75
+    assert [kind for _, _, kind in long].count("cut") == 30 * pieces - 75
+
+
+def test_a_words_positions_are_those_of_its_pieces():
+    ids = TOKENIZER(PROMPT)[0]
+    places = viz.word_positions(TOKENIZER, PROMPT, "boat")
+    assert TOKENIZER.backend.decode(ids[places].tolist()).replace("</w>", "") == "boat"
+    with pytest.raises(ValueError, match="is not a word of"):
+        viz.word_positions(TOKENIZER, PROMPT, "house")
+
+
+def test_a_word_map_is_the_mean_over_heads_and_the_sum_over_pieces():
+    p = draw(1, 2, 3, 6, 77).softmax(-1)
+    expected = (p[1, :, :, 4] + p[1, :, :, 5]).mean(dim=0).reshape(2, 3)
+    assert torch.allclose(viz.word_map(p, [4, 5], shape=(2, 3)), expected)
+    with pytest.raises(ValueError, match="6 image tokens"):
+        viz.word_map(p, [4])
+
+
+def test_an_unknown_layer_lists_those_of_the_record(record):
+    with pytest.raises(ValueError, match=r"down\.0\.attentions\.0"):
+        viz.attention_words(pictures(0)[0], record, "down.9", {"red": [2]}, alt=ALT)
+
+
+def test_the_shape_walk_is_the_record_in_order(record):
+    walk = viz.shape_walk(record)
+    assert walk[0] == ("down.0.resnets.0", (2, 16, 8, 8))
+    assert not any("probabilities" in path for path, _ in walk)
+
+
+def test_the_guidance_plane_keeps_lengths_and_angles():
+    u, c = draw(1, 2), draw(2, 2)
+    a, b = viz.guidance_plane(u, c)
+    assert np.linalg.norm(a) == pytest.approx(u.norm().item(), rel=1e-5)
+    assert np.linalg.norm(b) == pytest.approx(c.norm().item(), rel=1e-5)
+    assert a @ b == pytest.approx((u @ c).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(1, 1), (10, 10), (25, 25), (60, 25)])
+def test_an_animation_has_at_most_25_frames_and_says_what_it_left_out(given, kept):
+    frames = [np.full((8, 8, 3), i * 4, dtype=np.uint8) for i in range(given)]
+    made = viz.animation(frames, alt=ALT, size=8)
+    assert Image.open(BytesIO(made.gif)).n_frames == kept
+    assert (f"25 of {given}" in made.caption) == (given > 25)
+
+
+def test_an_animation_shows_its_film_strip_beside_it_and_stops_by_itself(tmp_path):
+    made = viz.animation(list(pictures(1, 4)), alt='a "red" boat', size=24)
+    assert isinstance(made.strip, viz.Figure)
+    assert 'alt="a &quot;red&quot; boat"' in made._repr_html_()
+    made.save(tmp_path / "run.gif")
+    assert Image.open(tmp_path / "run.gif").info["loop"] == 2  # twice more, then still
