@@ -15,7 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minisd.autoencoder import Autoencoder
-from minisd.config import AutoencoderConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
+from minisd.config import (
+    AutoencoderConfig,
+    Defaults,
+    ScheduleConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
 from minisd.schedulers import SCHEDULERS, NoiseSchedule
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
@@ -151,5 +157,32 @@ def model_hash(networks: Mapping[str, nn.Module]) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_file(folder / "tokenizer.json")
+def load_folder(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Everything in a native folder, by the names of the pipeline's fields.
+
+    Raises ValueError if a file is missing or damaged.
+    """
+    about = read_json(folder / "pipeline.json")
+    try:
+        parts = {"defaults": Defaults(**about["defaults"]), "family": about["family"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'pipeline.json'} describes no model: {error!r}") from error
+    networks = {name: load_network(folder / f"{name}.safetensors", dtype) for name in NETWORKS}
+    return {
+        **parts,
+        **networks,
+        "tokenizer": Tokenizer.from_file(folder / "tokenizer.json"),
+        "scheduler": load_scheduler(folder / "scheduler.json"),
+    }
+
+
+def save_folder(parts: Mapping[str, Any], folder: Path) -> None:
+    """Write what load_folder reads; pipeline.json last, so that without it nothing is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    networks = {name: parts[name] for name in NETWORKS}
+    for name, network in networks.items():
+        save_network(network, folder / f"{name}.safetensors")
+    parts["tokenizer"].save(folder / "tokenizer.json")
+    save_scheduler(parts["scheduler"], folder / "scheduler.json")
+    about = {"family": parts["family"], "defaults": dataclasses.asdict(parts["defaults"])}
+    write_json(folder / "pipeline.json", {**about, "hash": model_hash(networks)})

@@ -165,6 +165,16 @@ class ScheduleConfig(JsonConfig):
 
 
 @dataclass(frozen=True)
+class Defaults(JsonConfig):
+    """What a call uses where its caller says nothing; it belongs to the model."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    height: int = 512
+    width: int = 512
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The three networks and the schedule of one family."""
 

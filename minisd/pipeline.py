@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,30 +11,19 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from minisd import checkpoint, images
+from minisd import call, checkpoint, images
 from minisd.autoencoder import Autoencoder
-from minisd.noise import Generators, draw_noise
+from minisd.call import Callback, Output
+from minisd.config import Defaults
+from minisd.noise import Generators, seeded
 from minisd.schedulers import NoiseSchedule, Span
-from minisd.schedulers.schedule import predict_eps
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 
 logger = logging.getLogger(__name__)
 SHIPPED = "picturebook/weights"
-Callback = Callable[["StableDiffusionPipeline", int, float, dict[str, Any]], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a call uses where its caller says nothing; it belongs to the model."""
-
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
-    height: int = 512
-    width: int = 512
 
 
 @dataclass(frozen=True)
@@ -52,14 +40,6 @@ class Step:
     x_0: Tensor
     eps: Tensor
     x_prev: Tensor
-
-
-@dataclass(frozen=True)
-class Output:
-    """`images` in the asked output type; `seed` that made them if the pipeline drew one itself."""
-
-    images: Any
-    seed: int | None = None
 
 
 def rescale_guidance(guided: Tensor, cond: Tensor, rescale: float) -> Tensor:
@@ -97,9 +77,9 @@ class StableDiffusionPipeline:
         """
         if source is None:
             with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as folder:
-                return cls._from_native(Path(folder), torch_dtype)
+                return cls(**checkpoint.load_folder(Path(folder), torch_dtype))
         if (Path(source) / "pipeline.json").is_file():
-            return cls._from_native(Path(source), torch_dtype)
+            return cls(**checkpoint.load_folder(Path(source), torch_dtype))
         if not Path(source).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise ValueError(
                 f"{source} does not exist and is no hub id (owner/name); give a model's folder, "
@@ -109,31 +89,9 @@ class StableDiffusionPipeline:
 
         return weights_convert.open(source, torch_dtype=torch_dtype)
 
-    @classmethod
-    def _from_native(cls, folder: Path, dtype: torch.dtype) -> Self:
-        about = checkpoint.read_json(folder / "pipeline.json")
-        networks = {
-            name: checkpoint.load_network(folder / f"{name}.safetensors", dtype)
-            for name in checkpoint.NETWORKS
-        }
-        return cls(
-            tokenizer=checkpoint.load_tokenizer(folder),
-            scheduler=checkpoint.load_scheduler(folder / "scheduler.json"),
-            defaults=Defaults(**about["defaults"]),
-            family=about["family"],
-            **networks,
-        )
-
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the native folder: weights, tokenizer, scheduler and defaults."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, network in self.networks.items():
-            checkpoint.save_network(network, folder / f"{name}.safetensors")
-        self.tokenizer.save(folder / "tokenizer.json")
-        checkpoint.save_scheduler(self.scheduler, folder / "scheduler.json")
-        about = {"family": self.family, "defaults": dataclasses.asdict(self.defaults)}
-        checkpoint.write_json(folder / "pipeline.json", {**about, "hash": self.hash})
+        checkpoint.save_folder(vars(self), Path(folder))
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
@@ -208,11 +166,16 @@ class StableDiffusionPipeline:
         uncond: Tensor | None,
         guidance_scale: float,
         guidance_rescale: float = 0.0,
+        extra_channels: Tensor | None = None,
     ) -> Tensor:
         """The UNet's output at span.t, guided if there is an uncond and guidance_scale > 1:
         uncond + guidance_scale * (cond - uncond). [Classifier-Free Diffusion Guidance, Eq. 6]
+
+        extra_channels: (b, c, h/8, w/8) what an inpainting model sees beside x_t.
         """
         x_t = self.scheduler.scale_input(x_t, span)
+        if extra_channels is not None:
+            x_t = torch.cat([x_t, extra_channels], dim=1)
         if uncond is None or guidance_scale <= 1:
             return self.unet(x_t, span.t, cond)
         both = self.unet(torch.cat([x_t, x_t]), span.t, torch.cat([uncond, cond]))
@@ -234,31 +197,45 @@ class StableDiffusionPipeline:
         eta: float = 0.0,
         generator: Generators = None,
         guidance_rescale: float = 0.0,
+        extra_channels: Tensor | None = None,
         adjust: Callable[[Step], Tensor] | None = None,
     ) -> Iterator[Step]:
         """The loop: from noise (b, c, h/8, w/8) step by step to clean latents.
 
         Steps and guidance left out are the model's own. `strength` below 1 runs the last steps
-        only. `adjust`, given a step, returns the latents to use in place of its x_prev.
+        only. `extra_channels` are what an inpainting model sees beside the latents. `adjust`, given
+        a step, returns the latents to use in place of its x_prev.
         """
-        n = self._steps(num_inference_steps)
+        given = latents.shape[1] + (0 if extra_channels is None else extra_channels.shape[1])
+        if given != self.unet.config.in_channels:
+            raise ValueError(
+                f"the UNet is given {given} channels, expected {self.unet.config.in_channels}; a "
+                "model with 9 is made for inpainting: use pipe.inpaint or pipe.outpaint"
+            )
+        n = self.steps(num_inference_steps)
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
         history: tuple[Step, ...] = ()
         x_t = latents
         for span in self.scheduler.plan(n, strength):
             with torch.no_grad():
-                output = self.predict(x_t, span, cond, uncond, scale, guidance_rescale)
+                output = self.predict(
+                    x_t, span, cond, uncond, scale, guidance_rescale, extra_channels
+                )
                 x_prev, x_0 = self.scheduler.step(
                     output, span, x_t, history=history, generator=generator, eta=eta
                 )
-                kind = self.scheduler.config.prediction_type
-                eps = predict_eps(output, x_t, span.alpha_bar, kind)
+                _, eps = self.scheduler.predict(output, span, x_t)
             step = Step(span.index, span.t, x_t, x_0, eps, x_prev)
             if adjust is not None:
                 step = dataclasses.replace(step, x_prev=adjust(step))
             yield step
             history = (*history[-3:], step)
             x_t = step.x_prev
+
+    def steps(self, num_inference_steps: int | None) -> int:
+        """This number of steps, or the model's own if it is left out."""
+        given = num_inference_steps
+        return self.defaults.num_inference_steps if given is None else given
 
     def __call__(
         self,
@@ -284,106 +261,56 @@ class StableDiffusionPipeline:
         height, width: pixels, divisible by 8. generator: one for all, or one for each picture; none
         draws a seed and reports it. latents: the noise to start from, (b, 4, h/8, w/8).
         prompt_embeds: (b, 77, d) in place of a prompt. output_type: "pil", "np" (b, h, w, 3) or
-        "pt" (b, 3, h, w) in [0, 1], or "latent". callback_on_step_end(pipe, index, t, {"latents":
-        x_prev}) may return other latents. Raises ValueError for arguments that do not fit.
+        "pt" (b, 3, h, w) in [0, 1], or "latent". callback_on_step_end(pipe, index, t, tensors) may
+        return {"latents": others}; tensors holds x_prev as "latents", and "x_t", "x_0" and "eps".
+        Raises ValueError for arguments that do not fit.
         """
         images.check_output_type(output_type)
-        cond, uncond = self._conditions(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clip_skip
-        )
-        cond = cond.repeat_interleave(num_images_per_prompt, dim=0)
-        uncond = None if uncond is None else uncond.repeat_interleave(num_images_per_prompt, dim=0)
-        seed = None
-        if generator is None:
-            seed = secrets.randbits(32)
-            generator = torch.Generator().manual_seed(seed)
-        shape = self._latent_shape(len(cond), height, width)
-        x_T = self._start(shape, latents, generator, num_inference_steps)
-        steps = self.denoise(
-            x_T, cond, uncond, num_inference_steps, guidance_scale, eta=eta, generator=generator,
-            guidance_rescale=guidance_rescale, adjust=self._callback_adjust(callback_on_step_end),
+        cond, uncond = call.conditions(
+            self, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, clip_skip,
+            num_images_per_prompt,
         )  # fmt: skip
-        return Output(self.finish(self._last(steps, x_T, num_inference_steps), output_type), seed)
+        generator, seed = seeded(generator)
+        shape = call.latent_shape(self, len(cond), height, width)
+        x_T = call.start(self, shape, latents, generator, num_inference_steps)
+        x_0 = call.run(
+            self, x_T, cond, uncond, num_inference_steps, guidance_scale, callback_on_step_end,
+            eta=eta, generator=generator, guidance_rescale=guidance_rescale,
+        )  # fmt: skip
+        return Output(call.finish(self, x_0, output_type), seed)
 
-    def finish(self, latents: Tensor, output_type: str = "pil") -> Any:
-        """Scaled latents to what the caller asked for: "pil", "np", "pt" or "latent"."""
-        if output_type == "latent":
-            return latents
-        return images.to_output(self.decode_latents(latents), output_type)
-
-    def _conditions(
+    def image_to_image(
         self,
-        prompt: str | Sequence[str] | None,
-        negative_prompt: str | Sequence[str] | None,
-        prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None,
-        clip_skip: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        """cond and uncond from prompts or from their embeddings, (b, 77, d) each."""
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("give either a prompt or prompt_embeds, and not both")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("give either a negative_prompt or negative_prompt_embeds, not both")
-        texts = [""] * len(prompt_embeds) if prompt is None else prompt
-        cond, uncond = self.encode_prompt(texts, negative_prompt, clip_skip)
-        if prompt_embeds is not None:
-            cond = prompt_embeds.to(self.device, self.dtype)
-        if negative_prompt_embeds is not None:
-            uncond = negative_prompt_embeds.to(self.device, self.dtype)
-        if cond.shape != uncond.shape:
-            raise ValueError(
-                f"the prompt's embeddings are {tuple(cond.shape)} and the negative prompt's "
-                f"{tuple(uncond.shape)}, expected the same shape"
-            )
-        return cond, uncond
+        prompt: str | Sequence[str] | None = None,
+        image: Any = None,
+        strength: float = 0.8,
+        **settings: Any,
+    ) -> Output:
+        """Pictures drawn again after a prompt; see minisd.image_to_image."""
+        from minisd.image_to_image import image_to_image
 
-    def _latent_shape(
-        self, batch: int, height: int | None, width: int | None
-    ) -> tuple[int, int, int, int]:
-        height = self.defaults.height if height is None else height
-        width = self.defaults.width if width is None else width
-        side = self.vae.config.downscale
-        if height < side or width < side or height % side or width % side:
-            raise ValueError(
-                f"height x width is {height} x {width}, expected multiples of {side}; "
-                f"try {max(side, height // side * side)} x {max(side, width // side * side)}"
-            )
-        return batch, self.vae.config.latent_channels, height // side, width // side
+        return image_to_image(self, prompt, image, strength, **settings)
 
-    def _start(
+    def inpaint(
         self,
-        shape: tuple[int, int, int, int],
-        latents: Tensor | None,
-        generator: Generators,
-        num_inference_steps: int | None,
-    ) -> Tensor:
-        """The noise that a run starts from: drawn, or the caller's, at the scheduler's level."""
-        if latents is None:
-            latents = draw_noise(shape, generator, self.device, self.dtype)
-        elif latents.ndim != 4 or latents.shape[:2] != shape[:2]:
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}, expected {shape[:2]} and h/8, w/8"
-            )
-        plan = self.scheduler.plan(self._steps(num_inference_steps))
-        return latents.to(self.device, self.dtype) * self.scheduler.init_noise_sigma(plan)
+        prompt: str | Sequence[str] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float = 1.0,
+        **settings: Any,
+    ) -> Output:
+        """Pictures whose masked part is drawn anew; see minisd.inpaint."""
+        from minisd.inpaint import inpaint
 
-    def _steps(self, num_inference_steps: int | None) -> int:
-        given = num_inference_steps
-        return self.defaults.num_inference_steps if given is None else given
+        return inpaint(self, prompt, image, mask_image, strength, **settings)
 
-    def _callback_adjust(self, callback: Callback | None) -> Callable[[Step], Tensor] | None:
-        if callback is None:
-            return None
+    def outpaint(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        image: Any = None,
+        **settings: Any,
+    ) -> Output:
+        """Pictures continued by left, right, top, bottom pixels; see minisd.inpaint.outpaint."""
+        from minisd.inpaint import outpaint
 
-        def adjust(step: Step) -> Tensor:
-            answer = callback(self, step.index, step.t, {"latents": step.x_prev})
-            return (answer or {}).get("latents", step.x_prev)
-
-        return adjust
-
-    def _last(self, steps: Iterator[Step], latents: Tensor, total: int | None) -> Tensor:
-        """Run the loop under a progress bar; returns the latents after its last step."""
-        total = self._steps(total)
-        for step in tqdm(steps, **{"total": total, "desc": "denoising", **self.progress_bar}):
-            latents = step.x_prev
-        return latents
+        return outpaint(self, prompt, image, **settings)

@@ -1,7 +1,7 @@
 """A call of every figure of viz, with data of a seed."""
 
 import torch
-from tiny_model import tiny_pipeline
+from tiny import picture_book
 
 from minisd import DDIMScheduler, viz
 from minisd.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ def pictures(seed, count=3):
 
 
 def a_record():
-    pipe, record = tiny_pipeline(), {}
+    pipe, record = picture_book(), {}
     pipe.unet(draw(0, 2, 4, 8, 8), 500, 4 * draw(1, 2, 77, 16), record=record)
     return record
 

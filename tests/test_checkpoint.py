@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_model import tiny_pipeline
+from tiny import picture_book
 
 from minisd import DDPMScheduler, StableDiffusionPipeline, checkpoint
 from minisd.config import ScheduleConfig
@@ -19,7 +19,7 @@ FILES = [
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "model")
+    picture_book().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -35,7 +35,7 @@ def change(path, **metadata):
 
 
 def test_a_model_comes_back_bit_for_bit(folder):
-    pipe, back = tiny_pipeline(), StableDiffusionPipeline.from_pretrained(folder)
+    pipe, back = picture_book(), StableDiffusionPipeline.from_pretrained(folder)
     for name, network in pipe.networks.items():
         state, state_back = network.state_dict(), back.networks[name].state_dict()
         assert list(state) == list(state_back)
@@ -48,7 +48,7 @@ def test_a_model_comes_back_bit_for_bit(folder):
 
 
 def test_a_model_that_came_back_draws_the_same_picture(folder):
-    pipes = tiny_pipeline(), StableDiffusionPipeline.from_pretrained(folder)
+    pipes = picture_book(), StableDiffusionPipeline.from_pretrained(folder)
     first, second = (
         pipe("a red boat", generator=torch.Generator().manual_seed(0), output_type="pt").images
         for pipe in pipes
@@ -90,15 +90,15 @@ def test_the_hash_is_the_same_in_half_precision_and_tells_models_apart(folder):
     half = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float16)
     assert (
         half.hash
-        == tiny_pipeline().hash
+        == picture_book().hash
         == json.loads((folder / "pipeline.json").read_text())["hash"]
     )
-    assert tiny_pipeline(seed=1).hash != half.hash
+    assert picture_book(seed=1).hash != half.hash
 
 
 def test_loading_with_assign_does_not_copy(folder):
     state = load_file(folder / "unet.safetensors")
-    pipe = tiny_pipeline()
+    pipe = picture_book()
     network = checkpoint.load_state(
         checkpoint.build(type(pipe.unet), pipe.unet.config), state, "here"
     )
@@ -137,7 +137,7 @@ def test_of_many_wrong_keys_the_first_five_are_named_and_the_rest_counted(folder
     def _(state):
         return {f"old.{key}": value for key, value in state.items()}
 
-    count = len(tiny_pipeline().vae.state_dict())
+    count = len(picture_book().vae.state_dict())
     with pytest.raises(ValueError, match=f"and {count - 5} more") as error:
         StableDiffusionPipeline.from_pretrained(folder)
     assert str(error.value).count("missing ") == 5
@@ -145,7 +145,7 @@ def test_of_many_wrong_keys_the_first_five_are_named_and_the_rest_counted(folder
 
 
 def test_weights_of_another_config_are_refused(folder):
-    other = tiny_pipeline().unet.config.to_json().replace("[16, 32]", "[16, 48]")
+    other = picture_book().unet.config.to_json().replace("[16, 32]", "[16, 48]")
 
     @change(folder / "unet.safetensors", config=other)
     def _(state):
@@ -224,12 +224,12 @@ def test_a_stopped_save_leaves_the_old_file_and_nothing_half_written(folder, mon
 
     monkeypatch.setattr(checkpoint, "save_file", half_a_save)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save_network(tiny_pipeline(seed=1).unet, folder / "unet.safetensors")
+        checkpoint.save_network(picture_book(seed=1).unet, folder / "unet.safetensors")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_saving_does_not_change_the_network(tmp_path):
-    pipe = tiny_pipeline().to(torch.float16)
+    pipe = picture_book().to(torch.float16)
     before = {key: value.clone() for key, value in pipe.vae.state_dict().items()}
     pipe.save_pretrained(tmp_path)
     after = pipe.vae.state_dict()

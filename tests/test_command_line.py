@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import tiny_pipeline
+from tiny import picture_book
 
 from minisd import StableDiffusionPipeline, __version__
 from minisd.__main__ import main
@@ -20,7 +20,7 @@ from minisd.images import read_settings
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
+    picture_book().save_pretrained(folder)
     return str(folder)
 
 
@@ -102,7 +102,7 @@ def test_ctrl_c_leaves_no_file_one_line_and_exit_code_130(weights, here):
 
 def test_it_announces_model_device_dtype_and_settings(minisd):
     _, out, _ = minisd("a boat", "--seed", "0")
-    family_and_hash = f"picture-book model {tiny_pipeline().hash}"
+    family_and_hash = f"picture-book model {picture_book().hash}"
     assert f"{family_and_hash} on cpu in float32, 3 steps of ddim, guidance 4, 32 x 32" in out
 
 
@@ -129,7 +129,7 @@ def test_the_settings_are_in_the_png(minisd):
     assert read_settings("x.png") == {
         "prompt": "a boat", "negative_prompt": "red", "seed": 0, "num_inference_steps": 2,
         "guidance_scale": 2.5, "eta": 0.5, "height": 40, "width": 32, "scheduler": "ddim",
-        "model": tiny_pipeline().hash, "dtype": "float32", "version": __version__,
+        "model": picture_book().hash, "dtype": "float32", "version": __version__,
     }  # fmt: skip
     assert Image.open("x.png").size == (32, 40)
 
@@ -223,10 +223,10 @@ def test_from_png_gives_way_to_the_command_line(minisd):
 
 def test_from_png_warns_of_another_model(minisd, tmp_path):
     minisd("a boat", "-o", "x.png", "--seed", "4")
-    tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
+    picture_book(seed=1).save_pretrained(tmp_path / "other")
     code, _, err = minisd("--from-png", "x.png", "-o", "y.png", model=str(tmp_path / "other"))
     assert code == 0
-    assert f"x.png was made by model {tiny_pipeline().hash}; this picture will differ" in err
+    assert f"x.png was made by model {picture_book().hash}; this picture will differ" in err
 
 
 def test_prompts_draws_one_picture_a_line_and_goes_on_where_it_stopped(minisd):
@@ -254,7 +254,7 @@ def test_unknown_words_are_named_with_prompts_that_work_and_the_picture_is_made(
 
 def test_known_words_and_other_families_have_no_warning(minisd, tmp_path):
     assert "warning" not in minisd("a red boat", "-o", "boat.png")[2]
-    pipe = tiny_pipeline()
+    pipe = picture_book()
     pipe.family = "sd-1"
     pipe.save_pretrained(tmp_path / "sd")
     assert "warning" not in minisd("a cat", "-o", "cat.png", model=str(tmp_path / "sd"))[2]
@@ -318,7 +318,7 @@ def test_a_missing_gpu_is_one_clear_line(minisd):
 @pytest.mark.parametrize("name", ["unet.safetensors", "pipeline.json", "tokenizer.json"])
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
 def test_a_corrupt_file_is_one_clear_line_that_names_it(minisd, tmp_path, name, damage):
-    tiny_pipeline().save_pretrained(tmp_path / "model")
+    picture_book().save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / name
     path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
     code, _, err = minisd("a boat", model=str(tmp_path / "model"))

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tiny_model import tiny_pipeline
+from tiny import picture_book
 
 from minisd import doctor, machine
 from minisd.doctor import Line
@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "model")
+    picture_book().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
 def test_a_whole_model_is_ok_and_named_by_its_hash(folder):
     line = doctor.weights_line(folder)
     assert line.kind == "ok"
-    assert tiny_pipeline().hash in line.text
+    assert picture_book().hash in line.text
 
 
 def test_a_missing_model_is_lacking_with_advice(tmp_path):

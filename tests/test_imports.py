@@ -17,7 +17,8 @@ LEVELS = (  # lowest first; a name stands for all its submodules that have no li
     ("minisd.checkpoint", "minisd.picturebook.clip", "weights_convert.diffusers_config"),
     ("minisd.training", "minisd.viz", "minisd.picturebook.data", "weights_convert.compvis",
      "weights_convert.diffusers", "weights_convert.adapters"),
-    ("minisd.pipeline", "weights_convert.hub"),
+    ("minisd.call", "weights_convert.hub"),
+    ("minisd.pipeline",),
     ("minisd.image_to_image",),
     ("minisd.inpaint",),
     ("minisd",),
@@ -53,8 +54,12 @@ def imports(path):
     tree = ast.parse(path.read_text(encoding="utf8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     lazy = {id(n) for f in ast.walk(tree) if isinstance(f, functions) for n in ast.walk(f)}
+    checks = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
+    typing = {id(n) for c in checks if ast.unparse(c.test) == "TYPE_CHECKING" for n in ast.walk(c)}
     for node in ast.walk(tree):
         names = []
+        if id(node) in typing:  # for annotations alone: never run
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from tiny_model import tiny_pipeline
+from tiny import picture_book
 from torch import nn
 
 from minisd import DDIMScheduler, DDPMScheduler
@@ -15,7 +15,7 @@ from minisd.teach import swap
 
 @pytest.fixture
 def pipe():
-    return tiny_pipeline()
+    return picture_book()
 
 
 class MyAttention(nn.Module):

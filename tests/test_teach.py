@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from answers import OPEN, PREDICTED, SOLUTIONS, WRONG
-from tiny_model import tiny_pipeline
+from tiny import picture_book
 from torch import nn
 
 from minisd import DDIMScheduler
@@ -18,7 +18,7 @@ ALL = {key: one for chapter in CHAPTERS for key, one in exercises(chapter).items
 
 @pytest.fixture
 def pipe():
-    return tiny_pipeline()
+    return picture_book()
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -247,7 +247,7 @@ def unet(recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     where = recipe.where()
     pipe = assemble(recipe, UNet(PICTUREBOOK.unet), where["device"])
-    plan = recipe.plan(16_000, 32, 1e-3)
+    plan = recipe.plan(16_000, 32, 1e-3, decay_fraction=0.5)
     factor = pipe.vae.config.scaling_factor
     folder = recipe.out / "unet"
 

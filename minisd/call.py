@@ -1,0 +1,132 @@
+"""What every call of the pipeline does around its loop: arguments in, progress, pictures out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from minisd import images
+from minisd.noise import Generators, draw_noise
+
+if TYPE_CHECKING:
+    from minisd.pipeline import StableDiffusionPipeline, Step
+
+Callback = Callable[["StableDiffusionPipeline", int, float, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """`images` in the asked output type; `seed` that made them if the pipeline drew one itself."""
+
+    images: Any
+    seed: int | None = None
+
+
+def finish(pipe: "StableDiffusionPipeline", latents: Tensor, output_type: str = "pil") -> Any:
+    """Scaled latents to what the caller asked for: "pil", "np", "pt" or "latent"."""
+    if output_type == "latent":
+        return latents
+    return images.to_output(pipe.decode_latents(latents), output_type)
+
+
+def conditions(
+    pipe: "StableDiffusionPipeline",
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    prompt_embeds: Tensor | None,
+    negative_prompt_embeds: Tensor | None,
+    clip_skip: int | None = None,
+    num_images_per_prompt: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """cond and uncond from prompts or from their embeddings, (b, 77, d) each: one for each
+    picture, those of a prompt together.
+    """
+    if num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, expected at least 1")
+    if (prompt is None) == (prompt_embeds is None):
+        raise ValueError("give either a prompt or prompt_embeds, and not both")
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise ValueError("give either a negative_prompt or negative_prompt_embeds, not both")
+    texts = [""] * len(prompt_embeds) if prompt is None else prompt
+    cond, uncond = pipe.encode_prompt(texts, negative_prompt, clip_skip)
+    if prompt_embeds is not None:
+        cond = prompt_embeds.to(pipe.device, pipe.dtype)
+    if negative_prompt_embeds is not None:
+        uncond = negative_prompt_embeds.to(pipe.device, pipe.dtype)
+    if cond.shape != uncond.shape:
+        raise ValueError(
+            f"the prompt's embeddings are {tuple(cond.shape)} and the negative prompt's "
+            f"{tuple(uncond.shape)}, expected the same shape"
+        )
+    n = num_images_per_prompt
+    return cond.repeat_interleave(n, dim=0), uncond.repeat_interleave(n, dim=0)
+
+
+def latent_shape(
+    pipe: "StableDiffusionPipeline", batch: int, height: int | None, width: int | None
+) -> tuple[int, int, int, int]:
+    height = pipe.defaults.height if height is None else height
+    width = pipe.defaults.width if width is None else width
+    side = pipe.vae.config.downscale
+    if height < side or width < side or height % side or width % side:
+        raise ValueError(
+            f"height x width is {height} x {width}, expected multiples of {side}; "
+            f"try {max(side, height // side * side)} x {max(side, width // side * side)}"
+        )
+    return batch, pipe.vae.config.latent_channels, height // side, width // side
+
+
+def start(
+    pipe: "StableDiffusionPipeline",
+    shape: tuple[int, int, int, int],
+    latents: Tensor | None,
+    generator: Generators,
+    num_inference_steps: int | None,
+) -> Tensor:
+    """The noise that a run starts from: drawn, or the caller's, at the scheduler's level."""
+    if latents is None:
+        latents = draw_noise(shape, generator, pipe.device, pipe.dtype)
+    elif latents.ndim != 4 or latents.shape[:2] != shape[:2]:
+        raise ValueError(
+            f"latents have shape {tuple(latents.shape)}, expected {shape[:2]} and h/8, w/8"
+        )
+    plan = pipe.scheduler.plan(pipe.steps(num_inference_steps))
+    return latents.to(pipe.device, pipe.dtype) * pipe.scheduler.init_noise_sigma(plan)
+
+
+def run(
+    pipe: "StableDiffusionPipeline",
+    x_t: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    callback: Callback | None = None,
+    *,
+    strength: float = 1.0,
+    adjust: Callable[["Step"], Tensor] | None = None,
+    **settings: Any,
+) -> Tensor:
+    """All of `denoise` under a progress bar; returns the latents after the last step.
+
+    After each step `adjust` has its say, then the callback of the caller.
+    """
+
+    def adjust_and_call(step: "Step") -> Tensor:
+        x_prev = step.x_prev if adjust is None else adjust(step)
+        if callback is None:
+            return x_prev
+        tensors = {"latents": x_prev, "x_t": step.x_t, "x_0": step.x_0, "eps": step.eps}
+        answer = callback(pipe, step.index, step.t, tensors)
+        return (answer or {}).get("latents", x_prev)
+
+    calls = pipe.scheduler.calls(pipe.steps(num_inference_steps), strength)
+    steps = pipe.denoise(
+        x_t, cond, uncond, num_inference_steps, guidance_scale,
+        strength=strength, adjust=adjust_and_call, **settings,
+    )  # fmt: skip
+    for step in tqdm(steps, **{"total": calls, "desc": "denoising", **pipe.progress_bar}):
+        x_t = step.x_prev
+    return x_t
