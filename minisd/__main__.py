@@ -10,6 +10,7 @@ import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,19 +89,35 @@ def common_settings(pipe: "StableDiffusionPipeline", args: Namespace) -> dict[st
     """Everything that decides the picture but its prompt and seed."""
     from minisd.schedulers import name_of
 
-    given = {name: getattr(args, name) for name in vars(pipe.defaults)}
+    defaults = dict(vars(pipe.defaults))
+    source = {name: getattr(args, name) for name in ("image", "strength", "mask")}
+    if args.image is not None:  # whose size is the picture's, unless the command line says one
+        defaults |= {"height": None, "width": None}
+    given = {name: getattr(args, name) for name in defaults}
+    chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
     return {
         "negative_prompt": args.negative_prompt or "",
-        **{
-            name: getattr(pipe.defaults, name) if value is None else value
-            for name, value in given.items()
-        },
+        **{name: value for name, value in {**chosen, **source}.items() if value is not None},
         "scheduler": name_of(pipe.scheduler),
         "eta": args.eta or 0.0,
         "model": pipe.hash,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "version": __version__,
     }
+
+
+def drawing(pipe: "StableDiffusionPipeline", common: dict[str, Any]) -> Callable[..., Any]:
+    """The pipeline's call for these settings: text, image to image, or inpainting."""
+    if "image" not in common:
+        return pipe
+    from PIL import Image
+
+    pictures = {"image": Image.open(common["image"])}
+    if "mask" in common:
+        pictures["mask_image"] = Image.open(common["mask"])
+    if "strength" in common:
+        pictures["strength"] = common["strength"]
+    return partial(pipe.inpaint if "mask" in common else pipe.image_to_image, **pictures)
 
 
 def settings_on(target: Target, prompt: str, common: dict[str, Any]) -> dict[str, Any]:
@@ -190,12 +207,12 @@ def draw(
     if not seeds:
         return
     passed = ("negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "eta")
-    pictures = pipe(
+    pictures = drawing(pipe, common)(
         prompt,
         num_images_per_prompt=len(seeds),
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         callback_on_step_end=step_saver(Path(args.save_steps)) if args.save_steps else None,
-        **{name: common[name] for name in passed},
+        **{name: common[name] for name in passed if name in common},
     ).images
     for target in targets:
         here, pictures = pictures[: len(target.seeds)], pictures[len(target.seeds) :]
@@ -228,10 +245,11 @@ def run(parser: Parser, args: Namespace, argv: Sequence[str]) -> None:
         say(f"seed {args.seed} (--seed chooses another)")
     pipe = open_model(args)
     common = common_settings(pipe, args)
+    size = "{height} x {width} pixels" if args.image is None else "from {image}"
     say(
         f"{pipe.family} model {common['model']} on {pipe.device} in {common['dtype']}, "
-        "{num_inference_steps} steps of {scheduler}, guidance {guidance_scale:g}, "
-        "{height} x {width} pixels".format(**common)
+        "{num_inference_steps} steps of {scheduler}, guidance {guidance_scale:g}, ".format(**common)
+        + size.format(**common)
     )
     if getattr(args, "made_by", None) not in (None, common["model"]):
         warn(f"{args.from_png} was made by model {args.made_by}; this picture will differ")

@@ -17,6 +17,9 @@ RESTORED = {
     "height": "--height",
     "width": "--width",
     "num_images": "--num-images",
+    "image": "--image",
+    "strength": "--strength",
+    "mask": "--mask",
 }
 
 
@@ -77,6 +80,9 @@ def build_parser() -> Parser:
     add("--eta", type=between(float, 0, 1), help="DDIM's fresh noise, 0 (none) to 1")
     add("--height", type=int, metavar="PIXELS", help="a multiple of 8")
     add("--width", type=int, metavar="PIXELS", help="a multiple of 8")
+    add("--image", metavar="FILE", help="start from this picture, not from noise alone")
+    add("--strength", type=between(float, 0, 1), help="how much of it to draw anew, 0 to 1")
+    add("--mask", metavar="FILE", help="draw anew only where this picture is white")
     add("--num-images", type=between(int, 1, 4096), metavar="N", help="seeds s, s + 1, ...")
     add("--grid", action="store_true", help="several pictures on one sheet")
     add("--save-steps", metavar="DIR", help="x_t and x_0 of every step, decoded, as pictures")
@@ -91,6 +97,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error('give a prompt, for example "a red boat at sunset"')
     if args.prompts is not None and (args.prompt is not None or args.from_png is not None):
         parser.error("--prompts brings the prompts; leave out PROMPT and --from-png")
+    if args.image is None and args.from_png is None and {args.strength, args.mask} != {None}:
+        parser.error("--strength and --mask need a picture to start from: --image FILE")
     if args.prompts is not None and args.output is None:
         parser.error("--prompts needs a folder for its pictures: -o DIR")
     if args.prompts is not None and args.save_steps is not None:

@@ -207,6 +207,34 @@ def test_from_png_draws_the_same_picture_again(minisd):
     assert Path("x.png").read_bytes() == Path("y.png").read_bytes()
 
 
+def a_picture(path, size=(40, 32)):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def test_an_image_is_drawn_anew_in_its_own_size_and_again_from_the_png(minisd):
+    a_picture("source.png")
+    minisd("a boat", "-o", "x.png", "--seed", "4", "--image", "source.png", "--strength", "0.7")
+    assert Image.open("x.png").size == (40, 32)
+    settings = read_settings("x.png")
+    assert (settings["image"], settings["strength"]) == ("source.png", 0.7)
+    minisd("--from-png", "x.png", "-o", "y.png")
+    assert Path("x.png").read_bytes() == Path("y.png").read_bytes()
+    minisd("a boat", "-o", "z.png", "--seed", "4", "--image", "source.png", "--strength", "1")
+    assert (pixels("x.png") != pixels("z.png")).any()
+
+
+def test_outside_the_mask_the_picture_stays_exactly_as_it_was(minisd):
+    a_picture("source.png")
+    mask = Image.new("L", (40, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save("mask.png")
+    minisd("a boat", "-o", "x.png", "--image", "source.png", "--mask", "mask.png")
+    same = (pixels("x.png") == pixels("source.png")).all(axis=-1)
+    assert same[:, 16:].all()
+    assert not same[:, :12].all()
+
+
 def test_from_png_draws_a_grid_again(minisd):
     minisd("a boat", "-o", "x.png", "--seed", "4", "--num-images", "2", "--grid")
     minisd("--from-png", "x.png", "-o", "y.png")
@@ -286,6 +314,12 @@ def test_words_lists_what_the_model_knows(minisd):
         (["a boat", "--device", "abacus"], ["'abacus' is unknown"]),
         (["a boat", "--dtype", "float16", "--device", "cpu"], ["float16 on the CPU"]),
         (["a boat", "--dtype", "int3"], ["'int3' is unknown"]),
+        (["a boat", "--image", "none.png"], ["none.png: No such file"]),
+        (["a boat", "--image", "file"], ["cannot identify image file"]),
+        (["a boat", "--image", "plain.png", "--mask", "large.png"], ["16 x 16", "8 x 8"]),
+        (["a boat", "--strength", "0.5"], ["--image FILE"]),
+        (["a boat", "--mask", "plain.png"], ["--image FILE"]),
+        (["a boat", "--image", "plain.png", "--strength", "2"], ["2 is not between 0 and 1"]),
         (["a boat", "-o", "x.jpg"], ["x.jpg does not end in .png"]),
         (["a boat", "-o", "file/x.png"], ["file: "]),
         (["a boat", "--save-steps", "file"], ["file: "]),
@@ -305,6 +339,7 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(minisd, argv, parts):
     Path("file").write_text("text")
     Path("empty.txt").write_text("\n")
     Image.new("RGB", (8, 8)).save("plain.png")
+    Image.new("RGB", (16, 16)).save("large.png")
     code, _, err = minisd(*argv, model=None) if "--weights" in argv else minisd(*argv)
     assert_one_line(code, err, *parts)
 
