@@ -14,14 +14,8 @@ from torch import Tensor
 
 from minisd.config import ScheduleConfig
 from minisd.noise import Generators, draw_noise
-from minisd.schedulers.schedule import (
-    NoiseSchedule,
-    Span,
-    finite_sigmas,
-    interpolated_levels,
-    karras_sigmas,
-    t_of_sigma,
-)
+from minisd.schedulers.schedule import NoiseSchedule, Span
+from minisd.schedulers.sigmas import finite_sigmas, interpolated_levels, karras_sigmas, t_of_sigma
 
 
 class DPMSolverMultistepScheduler(NoiseSchedule):

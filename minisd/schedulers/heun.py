@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from minisd.noise import Generators
-from minisd.schedulers.schedule import NoiseSchedule, Span, interpolated_levels
+from minisd.schedulers.schedule import NoiseSchedule, Span
+from minisd.schedulers.sigmas import interpolated_levels
 
 
 class HeunDiscreteScheduler(NoiseSchedule):
