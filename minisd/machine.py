@@ -48,7 +48,8 @@ def weights_note(source: Path | str | None = None) -> tuple[str, str]:
     if source is not None:
         missing = "" if folder.exists() else f"{source} is not on this machine; check the path"
         return f"model {folder.name}", missing
-    return "no model", f"the shipped model is missing from {folder}; {REINSTALL}"
+    # The folder as it is called in the repository: a notebook prints nobody's own folders.
+    return "no model", f"the shipped model is missing from minisd/picturebook/weights; {REINSTALL}"
 
 
 def cores() -> int:

@@ -21,7 +21,8 @@ def pictures(seed, count=3):
 
 def a_record():
     pipe, record = picture_book(), {}
-    pipe.unet(draw(0, 2, 4, 8, 8), 500, 4 * draw(1, 2, 77, 16), record=record)
+    context = 4 * draw(1, 2, 77, pipe.unet.config.context_width)
+    pipe.unet(draw(0, 2, 4, 8, 8), 500, context, record=record)
     return record
 
 
