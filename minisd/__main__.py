@@ -65,6 +65,8 @@ def restore(parser: Parser, argv: Sequence[str], args: Namespace) -> Namespace:
 
     settings = images.read_settings(args.from_png)
     old = [f"{flag}={settings[name]}" for name, flag in RESTORED.items() if name in settings]
+    if args.lora is None:
+        old += [f"--lora={lora}" for lora in settings.get("lora", [])]
     restored = parser.parse_args([*old, *argv])
     restored.grid = restored.grid or bool(settings.get("grid"))
     restored.prompt = str(settings.get("prompt", "")) if args.prompt is None else args.prompt
@@ -82,6 +84,8 @@ def open_model(args: Namespace) -> "StableDiffusionPipeline":
     pipe = StableDiffusionPipeline.from_pretrained(args.weights, torch_dtype=dtype).to(device)
     if args.scheduler is not None:
         pipe.scheduler = by_name(args.scheduler, pipe.scheduler.config)
+    for file, scale in args.lora or []:
+        pipe.load_lora_weights(file, scale=scale)
     return pipe
 
 
@@ -100,6 +104,7 @@ def common_settings(pipe: "StableDiffusionPipeline", args: Namespace) -> dict[st
         **{name: value for name, value in {**chosen, **source}.items() if value is not None},
         "scheduler": name_of(pipe.scheduler),
         "eta": args.eta or 0.0,
+        **({"lora": [f"{file}:{scale}" for file, scale in args.lora]} if args.lora else {}),
         "model": pipe.hash,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "version": __version__,

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,6 +49,12 @@ def seed(text: str) -> int | None:
     return between(int, 0, 2**63 - 1)(text) if text else None
 
 
+def lora_file(argument: str) -> tuple[str, float]:
+    """A type for argparse: FILE:SCALE, or FILE at scale 1; the colon of "C:\\x" is the file's."""
+    match = re.fullmatch(r"(.{2,}):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", argument)
+    return (match[1], float(match[2])) if match else (argument, 1.0)
+
+
 def text(argument: str) -> str:
     """A type for argparse: letters, and no bytes that the terminal could not read as letters."""
     try:
@@ -68,6 +75,8 @@ def build_parser() -> Parser:
     add("--words", action="store_true", help="list what the picture-book model knows")
     model = parser.add_argument_group("model").add_argument
     model("--weights", metavar="PATH", help="a model's folder (default: the picture-book model)")
+    model("--lora", type=lora_file, action="append", metavar="FILE:SCALE",
+          help="a LoRA file and how strongly to use it (default: 1); may be repeated")  # fmt: skip
     model("--device", help="auto, cpu, cuda or mps (default: auto)")
     model("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
     picture = parser.add_argument_group("picture (what is left out is the model's own)")

@@ -16,6 +16,7 @@ from minisd import call, checkpoint, images
 from minisd.autoencoder import Autoencoder
 from minisd.call import Callback, Output
 from minisd.config import Defaults
+from minisd.lora import Adapters, adaptable
 from minisd.noise import Generators, seeded
 from minisd.schedulers import NoiseSchedule, Span
 from minisd.text_encoder import TextEncoder
@@ -64,6 +65,7 @@ class StableDiffusionPipeline:
     defaults: Defaults = Defaults()
     family: str = "sd-1"
     progress_bar: dict[str, Any] = field(default_factory=dict, repr=False)
+    adapters: Adapters = field(default_factory=Adapters, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -90,7 +92,10 @@ class StableDiffusionPipeline:
         return weights_convert.open(source, torch_dtype=torch_dtype)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the native folder: weights, tokenizer, scheduler and defaults."""
+        """Write the native folder: weights, tokenizer, scheduler and defaults.
+
+        Adapters are not written, unless fuse_lora has made them a part of the weights.
+        """
         checkpoint.save_folder(vars(self), Path(folder))
 
     @property
@@ -314,3 +319,45 @@ class StableDiffusionPipeline:
         from minisd.inpaint import outpaint
 
         return outpaint(self, prompt, image, **settings)
+
+    def load_lora_weights(
+        self,
+        source: Path | str | dict[str, Tensor],
+        weight_name: str | None = None,
+        adapter_name: str | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Add an adapter to the text encoder and the UNet; see weights_convert.adapters."""
+        from weights_convert.adapters import read_lora
+
+        loras = read_lora(source, weight_name, self.networks)
+        self.adapters.add(adaptable(self.networks), loras, adapter_name, scale)
+
+    def set_adapters(
+        self,
+        adapter_names: str | Sequence[str],
+        adapter_weights: float | Sequence[float] | None = None,
+    ) -> None:
+        """Use these of the loaded adapters, at these scales (1 if left out), and no others."""
+        self.adapters.set(adapter_names, adapter_weights)
+
+    def fuse_lora(self, lora_scale: float = 1.0) -> None:
+        """Make the adapters a part of the weights: as fast as without them."""
+        self.adapters.fuse(lora_scale)
+
+    def unfuse_lora(self) -> None:
+        """Take back fuse_lora, exactly."""
+        self.adapters.unfuse()
+
+    def unload_lora_weights(self) -> None:
+        """Forget all adapters; what was fused stays in the weights."""
+        self.adapters.unload()
+
+    def save_lora_weights(
+        self, folder: Path | str, adapter_name: str | None = None, weight_name: str | None = None
+    ) -> None:
+        """Write an adapter, by name if there are several, as diffusers does."""
+        from weights_convert.adapters import WEIGHT_NAME, write_lora
+
+        path = Path(folder) / (weight_name or WEIGHT_NAME)
+        write_lora(self.adapters.get(adapter_name), self.networks, path)
