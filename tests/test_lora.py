@@ -331,7 +331,7 @@ def test_saving_and_loading_gives_the_same_picture_whatever_alpha(tmp_path):
     pipe.save_lora_weights(tmp_path)
     again = pipeline()
     again.load_lora_weights(tmp_path)
-    torch.testing.assert_close(latents(again), latents(pipe), rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents(again), latents(pipe), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".safetensors"])
