@@ -93,11 +93,6 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
-def save_state(path: Path, **state: Any) -> None:
-    with replacing(path) as part:
-        torch.save(state, part)
-
-
 def train(
     model: nn.Module,
     loss: Loss,
@@ -125,49 +120,68 @@ def train(
     )
     start = resume(folder / "state.pt", model, average, optimizer, device)
     loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, config.steps),
-        num_workers=workers,
+        batches, batch_size=None, sampler=range(start, config.steps), num_workers=workers,
         prefetch_factor=4 if workers else None,
-    )
-    began, sums, count = time.perf_counter(), {}, 0
+    )  # fmt: skip
+    log = Log(folder / "log.jsonl")
     bar = tqdm(loader, initial=start, total=config.steps, desc=folder.name, mininterval=5)
     for step, batch in enumerate(bar, start):
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
         generator = step_generator(config.seed, step, device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             value, numbers = loss(model, batch, generator)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at step {step} of {folder}")
-        optimizer.step()
+        descend(model, value, optimizer, config.rate(step), f"step {step} of {folder}")
         update_average(average, model, config.ema_decay, step)
-
-        count += 1
-        for name, number in {"loss": value.item(), **numbers}.items():
-            sums[name] = sums.get(name, 0.0) + number
+        log.add(loss=value.item(), **numbers)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            means = {name: total / count for name, total in sums.items()}
-            bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()})
-            seconds = round(time.perf_counter() - began, 1)
-            line = {"step": step + 1, "seconds": seconds, **means}
-            save_state(
-                folder / "state.pt",
-                step=step + 1,
-                model=model.state_dict(),
-                average=average.state_dict(),
-                optimizer=optimizer.state_dict(),
-            )
-            with open(folder / "log.jsonl", "a", encoding="utf8") as log:
-                log.write(json.dumps(line) + "\n")
-            sums, count = {}, 0
+            save(folder / "state.pt", step + 1, model, average, optimizer)
+            bar.set_postfix(log.write(step + 1))
             if on_save is not None:
                 on_save(average.eval(), step + 1)
     return average.eval()
+
+
+def descend(
+    model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, where: str
+) -> None:
+    """One step down the gradient, its norm cut at 1. Raises FloatingPointError if it is broken."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient is not finite at {where}")
+    optimizer.step()
+
+
+class Log:
+    """Means of numbers between saves, a line of JSON each."""
+
+    def __init__(self, path: Path):
+        self.path, self.began = path, time.perf_counter()
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, **numbers: float) -> None:
+        self.rows.append(numbers)
+
+    def write(self, step: int) -> dict[str, str]:
+        """Append the means since the last line; returns them as text."""
+        count = len(self.rows)
+        means = {name: sum(row[name] for row in self.rows) / count for name in self.rows[0]}
+        line = {"step": step, "seconds": round(time.perf_counter() - self.began, 1), **means}
+        with open(self.path, "a", encoding="utf8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.rows = []
+        return {name: f"{mean:.4f}" for name, mean in means.items()}
+
+
+def save(
+    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write what `resume` reads; whole or not at all."""
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    with replacing(path) as part:
+        torch.save({"step": step, **{name: p.state_dict() for name, p in parts.items()}}, part)
 
 
 def resume(

@@ -17,7 +17,7 @@ LEVELS = (  # lowest first; a name stands for all its submodules that have no li
     ("minisd.checkpoint", "minisd.picturebook.clip", "weights_convert.diffusers_config"),
     ("minisd.training", "minisd.viz", "minisd.picturebook.data", "weights_convert.compvis",
      "weights_convert.diffusers", "weights_convert.adapters"),
-    ("minisd.call", "weights_convert.hub"),
+    ("minisd.call", "minisd.doors", "weights_convert.hub"),
     ("minisd.pipeline",),
     ("minisd.image_to_image",),
     ("minisd.inpaint",),
@@ -27,7 +27,10 @@ LEVELS = (  # lowest first; a name stands for all its submodules that have no li
     ("weights_convert.__main__",),
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-DOORS = {"minisd.pipeline": ("weights_convert", "minisd.image_to_image", "minisd.inpaint")}
+DOORS = {
+    "minisd.pipeline": ("weights_convert",),
+    "minisd.doors": ("weights_convert", "minisd.image_to_image", "minisd.inpaint"),
+}
 FILES = sorted(path for package in ("minisd", "weights_convert")
                for path in (ROOT / package).rglob("*.py"))  # fmt: skip
 
