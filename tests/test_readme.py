@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minisd.options import build_parser, check
+from minisd.picturebook.stages import PROMPTS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -63,6 +64,10 @@ def write():
 
 def code_blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_the_grid_is_described_by_the_prompts_that_made_it():
+    assert "; ".join(PROMPTS) in TEXT
 
 
 def test_the_two_commands_stand_on_lines_of_their_own():
