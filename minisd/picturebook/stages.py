@@ -38,6 +38,7 @@ from minisd.unet import UNet
 logger = logging.getLogger(__name__)
 CLIP_SIZE = 64  # pixels a side that the image encoder sees
 UNSEEN = 1  # the seed of the pictures that no stage trains on
+MERGES = 254  # 768 pieces in all: every common word is one, longer ones split
 LOOK = 256  # unseen pairs among which the retrieval of CLIP is measured
 PROMPTS = (
     "a red boat at sunset", "a small blue star on a yellow background", "a yellow fish",
@@ -77,8 +78,6 @@ class Recipe:
 
 def tokenizer(recipe: Recipe) -> None:
     """Learn the byte pairs of 20,000 captions."""
-    from minisd.picturebook.train import MERGES
-
     recipe.out.mkdir(parents=True, exist_ok=True)
     captions = [world.example(i, recipe.seed, size=8).caption for i in range(20_000)]
     learned = Tokenizer.train(captions, MERGES)

@@ -6,7 +6,6 @@ Every stage can be killed and started again: it goes on where it was.
 """
 
 import argparse
-import dataclasses
 import logging
 import os
 import platform
@@ -23,7 +22,6 @@ KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 STAGES = ("tokenizer", "vae", "decoder", "clip", "latents", "unet", "export")
-MERGES = 254  # 768 pieces in all: every common word is one, longer ones split
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,6 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the chosen stages in order; from the shell, in a process that keeps its memory."""
     args = parse(argv)
     on_glibc = platform.libc_ver()[0] == "glibc"
     if argv is None and on_glibc and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = settings.pop("stage")
     recipe = stages.Recipe(**settings)
     for stage in STAGES if "all" in chosen else chosen:
-        getattr(stages, stage)(dataclasses.replace(recipe))
+        getattr(stages, stage)(recipe)
 
 
 if __name__ == "__main__":
