@@ -1,7 +1,6 @@
 """The autoencoder: pictures to latents an eighth of their size, and back. [LDM 3.1]"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +9,9 @@ from torch import Tensor, nn
 
 from minisd.attention import Attention
 from minisd.config import AutoencoderConfig
-from minisd.layers import Downsample, ResnetBlock, Upsample
+from minisd.layers import Downsample, Record, ResnetBlock, Upsample, keep
 from minisd.noise import Generators, draw_noise
 
-Record = dict[str, Any] | None
 EPS = 1e-6  # every group norm of the autoencoder; the UNet's residual blocks have 1e-5
 
 
@@ -53,7 +51,8 @@ class ImageAttention(Attention):
         """x: (b, c, h, w). Returns (b, c, h, w)."""
         pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")
         mixed = super().forward(pixels, record=record)
-        return x + rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2])
+        out = x + rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2])
+        return keep(record, self.path, out)
 
 
 class MidStage(nn.Module):
@@ -90,7 +89,7 @@ class EncoderStage(nn.Module):
         """x: (b, c_in, h, w). Returns (b, width, h/2, w/2)."""
         for resnet in self.resnets:
             x = resnet(x, record=record)
-        return x if self.downsample is None else self.downsample(x)
+        return x if self.downsample is None else self.downsample(x, record)
 
 
 class DecoderStage(nn.Module):
@@ -105,11 +104,13 @@ class DecoderStage(nn.Module):
         """x: (b, c_in, h, w). Returns (b, width, 2h, 2w)."""
         for resnet in self.resnets:
             x = resnet(x, record=record)
-        return x if self.upsample is None else self.upsample(x)
+        return x if self.upsample is None else self.upsample(x, record=record)
 
 
 class Encoder(nn.Module):
     """Pictures to the mean and log-variance of their latents, before the 1x1 quant_conv."""
+
+    path = ""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -125,15 +126,17 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, record: Record = None) -> Tensor:
         """x: (b, 3, h, w). Returns (b, 2 * latent_channels, h/8, w/8)."""
-        x = self.conv_in(x)
+        x = keep(record, f"{self.path}.conv_in", self.conv_in(x))
         for stage in self.down:
             x = stage(x, record)
         x = self.mid(x, record)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return keep(record, f"{self.path}.conv_out", self.conv_out(F.silu(self.norm_out(x))))
 
 
 class Decoder(nn.Module):
     """Latents, after the 1x1 post_quant_conv, to pictures."""
+
+    path = ""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -149,10 +152,11 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, record: Record = None) -> Tensor:
         """z: (b, latent_channels, h, w). Returns (b, 3, 8h, 8w)."""
-        x = self.mid(self.conv_in(z), record)
+        x = keep(record, f"{self.path}.conv_in", self.conv_in(z))
+        x = self.mid(x, record)
         for stage in self.up:
             x = stage(x, record)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return keep(record, f"{self.path}.conv_out", self.conv_out(F.silu(self.norm_out(x))))
 
 
 class Autoencoder(nn.Module):

@@ -7,6 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Record = dict[str, Any] | None
+
+
+def keep(record: Record, path: str, value: Tensor) -> Tensor:
+    """The value, which also goes into the record if there is one."""
+    if record is not None:
+        record[path] = value
+    return value
+
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sines and cosines of t at `width / 2` frequencies. [Attention Is All You Need, 3.5; ldm/util]
@@ -36,18 +45,13 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(
-        self, x: Tensor, time: Tensor | None = None, record: dict[str, Any] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None, record: Record = None) -> Tensor:
         """x: (b, c_in, h, w), time: (b, time_width). Returns (b, c_out, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_proj is not None:
             h = h + self.time_proj(F.silu(time))[:, :, None, None]  # one shift for each channel
         h = self.conv2(F.silu(self.norm2(h)))
-        out = h + (x if self.shortcut is None else self.shortcut(x))
-        if record is not None:
-            record[self.path] = out
-        return out
+        return keep(record, self.path, h + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class Downsample(nn.Conv2d):
@@ -57,23 +61,31 @@ class Downsample(nn.Conv2d):
     would give the same shape, and features shifted by a pixel.
     """
 
+    path = ""
+
     def __init__(self, width: int, pad_end_only: bool = False):
         super().__init__(width, width, 3, stride=2, padding=0 if pad_end_only else 1)
         self.pad_end_only = pad_end_only
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, record: Record = None) -> Tensor:
         """x: (b, c, h, w). Returns (b, c, h/2, w/2), odd sides rounded up (down if end-only)."""
-        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.pad_end_only else x)
+        x = super().forward(F.pad(x, (0, 1, 0, 1)) if self.pad_end_only else x)
+        return keep(record, self.path, x)
 
 
 class Upsample(nn.Conv2d):
     """Repeat the nearest pixel, then convolve."""
 
+    path = ""
+
     def __init__(self, width: int):
         super().__init__(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, size: tuple[int, int] | None = None, record: Record = None
+    ) -> Tensor:
         """x: (b, c, h, w). Returns (b, c, *size), without a size twice h and w."""
         if size is None:
             size = (2 * x.shape[-2], 2 * x.shape[-1])
-        return super().forward(F.interpolate(x, size=size, mode="nearest"))
+        x = super().forward(F.interpolate(x, size=size, mode="nearest"))
+        return keep(record, self.path, x)

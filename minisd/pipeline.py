@@ -17,6 +17,7 @@ from minisd.autoencoder import Autoencoder
 from minisd.call import Callback, Output
 from minisd.config import Defaults
 from minisd.doors import Doors
+from minisd.layers import Record
 from minisd.lora import Adapters
 from minisd.noise import Generators, seeded
 from minisd.schedulers import NoiseSchedule, Span
@@ -173,18 +174,20 @@ class StableDiffusionPipeline(Doors):
         guidance_scale: float,
         guidance_rescale: float = 0.0,
         extra_channels: Tensor | None = None,
+        record: Record = None,
     ) -> Tensor:
         """The UNet's output at span.t, guided if there is an uncond and guidance_scale > 1:
         uncond + guidance_scale * (cond - uncond). [Classifier-Free Diffusion Guidance, Eq. 6]
 
-        extra_channels: (b, c, h/8, w/8) what an inpainting model sees beside x_t.
+        extra_channels: (b, c, h/8, w/8) what an inpainting model sees beside x_t. record: see
+        UNet.forward; of a guided call it holds the pictures without text, then those with it.
         """
         x_t = self.scheduler.scale_input(x_t, span)
         if extra_channels is not None:
             x_t = torch.cat([x_t, extra_channels], dim=1)
         if uncond is None or guidance_scale <= 1:
-            return self.unet(x_t, span.t, cond)
-        both = self.unet(torch.cat([x_t, x_t]), span.t, torch.cat([uncond, cond]))
+            return self.unet(x_t, span.t, cond, record)
+        both = self.unet(torch.cat([x_t, x_t]), span.t, torch.cat([uncond, cond]), record)
         without, with_text = both.chunk(2)
         guided = without + guidance_scale * (with_text - without)
         if guidance_rescale > 0:
@@ -205,12 +208,14 @@ class StableDiffusionPipeline(Doors):
         guidance_rescale: float = 0.0,
         extra_channels: Tensor | None = None,
         adjust: Callable[[Step], Tensor] | None = None,
+        record: Record = None,
     ) -> Iterator[Step]:
         """The loop: from noise (b, c, h/8, w/8) step by step to clean latents.
 
         Steps and guidance left out are the model's own. `strength` below 1 runs the last steps
         only. `extra_channels` are what an inpainting model sees beside the latents. `adjust`, given
-        a step, returns the latents to use in place of its x_prev.
+        a step, returns the latents to use in place of its x_prev. `record` is filled anew at each
+        step, as `predict` says.
         """
         given = latents.shape[1] + (0 if extra_channels is None else extra_channels.shape[1])
         if given != self.unet.config.in_channels:
@@ -225,7 +230,7 @@ class StableDiffusionPipeline(Doors):
         for span in self.scheduler.plan(n, strength):
             with torch.no_grad():
                 output = self.predict(
-                    x_t, span, cond, uncond, scale, guidance_rescale, extra_channels
+                    x_t, span, cond, uncond, scale, guidance_rescale, extra_channels, record
                 )
                 x_prev, x_0 = self.scheduler.step(
                     output, span, x_t, history=history, generator=generator, eta=eta

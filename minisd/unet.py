@@ -1,7 +1,5 @@
 """The UNet: from a noisy latent, a timestep and a text, the noise that was added."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,9 +7,14 @@ from torch import Tensor, nn
 
 from minisd.attention import Attention
 from minisd.config import UNetConfig
-from minisd.layers import Downsample, ResnetBlock, Upsample, timestep_embedding
-
-Record = dict[str, Any] | None
+from minisd.layers import (
+    Downsample,
+    Record,
+    ResnetBlock,
+    Upsample,
+    keep,
+    timestep_embedding,
+)
 
 
 class TimeEmbedding(nn.Module):
@@ -85,9 +88,7 @@ class SpatialTransformer(nn.Module):
         else:
             h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
             h = self.proj_out(rearrange(self.block(h, context, record), **to_map))
-        if record is not None:
-            record[self.path] = x + h
-        return x + h
+        return keep(record, self.path, x + h)
 
 
 def transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
@@ -127,7 +128,7 @@ class DownStage(nn.Module):
                 x = self.attentions[j](x, context, record)
             skips.append(x)
         if self.downsample is not None:
-            x = self.downsample(x)
+            x = self.downsample(x, record)
             skips.append(x)
         return x, skips
 
@@ -171,11 +172,13 @@ class UpStage(nn.Module):
         depth = len(self.resnets)
         skips, mine = skips[:-depth], skips[-depth:]
         for j, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, mine[-1 - j]], dim=1), time, record)
+            skip = keep(record, f"{resnet.path}.skip", mine[-1 - j])
+            x = resnet(torch.cat([x, skip], dim=1), time, record)
             if self.attentions:
                 x = self.attentions[j](x, context, record)
         if self.upsample is not None:
-            x = self.upsample(x, size=skips[-1].shape[-2:])  # an odd side would not be 2h
+            size = skips[-1].shape[-2:]  # an odd side would not be 2h
+            x = self.upsample(x, size, record)
         return x, skips
 
 
@@ -206,12 +209,12 @@ class UNet(nn.Module):
         """x_t: (b, in_channels, h, w) noisy latents, t: a timestep 0..999 or one for each picture
         (b,), context: (b, m, context_width) text. Returns (b, out_channels, h, w).
 
-        With `record`, the output of every block and the attention probabilities are written to it,
-        keyed by module path.
+        With `record`, the output of every block and of the first and last layer, the skips of the
+        way up and the attention probabilities are written to it, keyed by module path.
         """
         t = torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0])
         time = self.time_embed(t)  # (b, time_width)
-        x = self.conv_in(x_t)  # (b, widths[0], h, w)
+        x = keep(record, "conv_in", self.conv_in(x_t))  # (b, widths[0], h, w)
         skips = [x]
         for stage in self.down:
             x, made = stage(x, time, context, record)
@@ -219,4 +222,4 @@ class UNet(nn.Module):
         x = self.mid(x, time, context, record)
         for stage in self.up:
             x, skips = stage(x, time, context, skips, record)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return keep(record, "conv_out", self.conv_out(F.silu(self.norm_out(x))))

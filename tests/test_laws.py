@@ -182,6 +182,43 @@ def test_recording_does_not_change_the_answer(pipe):
     assert p.shape == (1, 4, 16, 77)
 
 
+@torch.no_grad()
+def test_the_skips_of_the_way_up_are_the_outputs_of_the_way_down_in_reverse(pipe):
+    record = {}
+    out = pipe.unet(normal(1, 4, 8, 8), torch.tensor(500), normal(1, 77, 24), record)
+    assert record["conv_out"] is out
+    skips = [value for path, value in record.items() if path.endswith(".skip")]
+    sources = [
+        next(path for path, value in record.items() if value is skip) for skip in reversed(skips)
+    ]
+    levels, depth = len(pipe.unet.down), len(pipe.unet.down[0].resnets)
+    assert len(skips) == levels * (depth + 1)
+    assert sources[0] == "conv_in"
+    assert sources[depth + 1] == "down.0.downsample"
+    assert "down.0.resnets.0" in sources or "down.0.attentions.0" in sources
+
+
+@torch.no_grad()
+def test_a_record_of_the_autoencoder_begins_and_ends_with_its_outer_layers(pipe):
+    record = {}
+    pipe.vae.encode(normal(1, 3, 64, 64), record)
+    picture = pipe.vae.decode(normal(1, 4, 8, 8), record)
+    paths = list(record)
+    assert paths[0] == "encoder.conv_in"
+    assert "encoder.conv_out" in paths
+    assert {"encoder.down.0.downsample", "decoder.up.0.upsample"} <= set(paths)
+    assert record["decoder.conv_out"] is picture
+
+
+def test_the_loop_fills_a_record_at_every_step(pipe):
+    cond, uncond = pipe.encode_prompt("a boat")
+    record, seen = {}, []
+    for _ in pipe.denoise(normal(1, 4, 8, 8), cond, uncond, 3, 4.0, record=record):
+        seen.append(record["conv_out"])
+    assert [tuple(x.shape) for x in seen] == 3 * [(2, 4, 8, 8)]  # without text, then with it
+    assert not torch.equal(seen[0], seen[1])
+
+
 # ---- the loop ----
 
 
@@ -211,7 +248,7 @@ class Spy(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
         self.calls = []
 
-    def forward(self, x_t, t, context):
+    def forward(self, x_t, t, context, record=None):
         self.calls.append((x_t, t, context))
         return context.mean(dim=(1, 2))[:, None, None, None] * torch.ones_like(x_t)
 

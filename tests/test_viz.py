@@ -182,8 +182,9 @@ def test_an_unknown_layer_lists_those_of_the_record(record):
 
 def test_the_shape_walk_is_the_record_in_order(record):
     walk = viz.shape_walk(record)
-    assert walk[0] == ("down.0.resnets.0", (2, 16, 8, 8))
-    assert not any("probabilities" in path for path, _ in walk)
+    assert walk[:2] == [("conv_in", (2, 16, 8, 8)), ("down.0.resnets.0", (2, 16, 8, 8))]
+    assert walk[-1] == ("conv_out", (2, 4, 8, 8))
+    assert not any(path.endswith(("probabilities", "skip")) for path, _ in walk)
 
 
 def test_the_guidance_plane_keeps_lengths_and_angles():

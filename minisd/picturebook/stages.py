@@ -116,10 +116,10 @@ def reconstruction_loss(
 def vae(recipe: Recipe) -> None:
     """Train the autoencoder: first on crops, then on whole pictures."""
     torch.manual_seed(recipe.seed)
-    plan = recipe.plan(3000, 8, 1e-3)
+    plan = recipe.plan(9000, 8, 5e-4, decay_fraction=0.6)
     folder, where = recipe.out / "vae", recipe.where()
     look = look_at_unseen(lambda average, x: average(x), folder, where["device"])
-    batches = Crops(plan.batch_size, plan.steps // 3, recipe.seed)
+    batches = Crops(plan.batch_size, plan.steps // 2, recipe.seed)
     network = Autoencoder(PICTUREBOOK.vae)
     network = train(network, reconstruction_loss, batches, plan, folder, on_save=look, **where)
     seen = Pairs(256, world.IMAGE_SIZE, recipe.seed)[0][0]

@@ -118,7 +118,7 @@ class Sheet:
     def __init__(self, width: float, height: float, alt: str, caption: str):
         self.alt, self.caption = require_alt(alt), caption
         self.width = min(round(width), WIDTH)
-        text = wrap(caption, self.width - 20)
+        text = wrap(caption, 0.96 * self.width - 20)  # matplotlib draws a little wider
         foot = line_height(text) + 12 if text else 0
         self.height = round(height) + foot
         self.drawing = Drawing(figsize=(self.width / DPI, self.height / DPI), dpi=DPI)

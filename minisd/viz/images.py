@@ -118,7 +118,8 @@ def table(
 
 def _draw_row(page: Sheet, row: Sequence, left: float, top: float, w: float, h: float) -> None:
     for j, picture in enumerate(row):
-        page.picture(left + j * (w + GAP), top, w, h).imshow(np.asarray(picture))
+        how = "nearest" if picture.width < w else "antialiased"  # enlarged pixels stay squares
+        page.picture(left + j * (w + GAP), top, w, h).imshow(np.asarray(picture), interpolation=how)
 
 
 def _draw_notes(

@@ -11,11 +11,16 @@ ROW = 20  # pixels
 
 
 def shape_walk(record: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    """Path and shape of every feature map (b, c, h, w) of a record, in the order of computation."""
+    """Path and shape of every feature map (b, c, h, w) of a record, in the order of computation.
+
+    Skips are left out: they are feature maps that come by a second time.
+    """
     return [
         (path, tuple(value.shape))
         for path, value in record.items()
-        if isinstance(value, Tensor) and value.ndim == 4 and not path.endswith(".probabilities")
+        if isinstance(value, Tensor)
+        and value.ndim == 4
+        and not path.endswith((".probabilities", ".skip"))
     ]
 
 
