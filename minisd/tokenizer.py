@@ -1,6 +1,7 @@
 """CLIP's tokenizer: text to the ids of byte-pair pieces, always 77 of them."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -88,6 +89,8 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], merges: int, context_length: int = 77) -> Self:
         """Learn `merges` merges from texts. The ids are laid out as CLIP's: 256 byte symbols, the
         same 256 as ends of words, the merges, START, END: 514 + merges in all.
+
+        Pairs that are equally frequent may come in another order when it is learned again.
         """
         symbols = byte_symbols()
         learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
@@ -130,10 +133,49 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def tables(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """CLIP's two tables, as `from_tables` takes them."""
+        """CLIP's two tables, as `from_tables` takes them; without added tokens."""
         model = json.loads(self.backend.to_str())["model"]
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        return self.backend.get_vocab(), [(left, right) for left, right in merges]
+        vocab = self.backend.get_vocab(with_added_tokens=False)
+        return vocab, [(left, right) for left, right in merges]
+
+    @property
+    def added(self) -> dict[str, int]:
+        """The tokens beyond CLIP's vocabulary and their ids, in the order of the ids."""
+        tokens = sorted(self.backend.get_added_tokens_decoder().items())
+        return {token.content: i for i, token in tokens if not token.special}
+
+    def add(self, tokens: Sequence[str]) -> list[int]:
+        """Add tokens that are never split; returns their ids, the next after the vocabulary's.
+
+        As in transformers, they are found in upper and lower case and inside words.
+        """
+        self.backend.add_tokens([tokenizers.AddedToken(token) for token in tokens])
+        return [self.backend.token_to_id(token) for token in tokens]
+
+    def remove(self, tokens: Sequence[str]) -> None:
+        """Forget added tokens; the ids of those that were added later move up."""
+        kept = [token for token in self.added if token not in tokens]
+        state = json.loads(self.backend.to_str())
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["special"]]
+        self.backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+        self.add(kept)
+
+    def parts(self, token: str) -> list[str]:
+        """The added tokens that an added token stands for: token, token_1, token_2, ..."""
+        added, parts = self.added, [token]
+        while f"{token}_{len(parts)}" in added:
+            parts.append(f"{token}_{len(parts)}")
+        return parts
+
+    def expand(self, text: str) -> str:
+        """The text with all parts of its added tokens, "<cat>" as "<cat> <cat>_1 <cat>_2"."""
+        parts = {token.lower(): self.parts(token)[1:] for token in self.added}
+        if not any(parts.values()):
+            return text
+        names = "|".join(re.escape(name) for name in sorted(parts, key=len, reverse=True))
+        return re.sub(names, lambda m: " ".join([m[0], *parts.get(m[0].lower(), [])]), text,
+                      flags=re.IGNORECASE)  # fmt: skip
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """One text or a list of b. Returns ids (b, 77), int64: START, the text, END, padding."""
@@ -141,21 +183,24 @@ class Tokenizer:
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"a text is a {type(text).__name__}, expected a str: {text!r}")
-        return torch.tensor([encoded.ids for encoded in self.backend.encode_batch(texts)])
+        encoded = self.backend.encode_batch([self.expand(text) for text in texts])
+        return torch.tensor([one.ids for one in encoded])
 
-    def tokens(self, text: str) -> list[str]:
-        """The pieces of a text as strings, without START, END and padding, uncut."""
-        encoded = self.backend.encode(text)
-        parts = [encoded, *encoded.overflowing]
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text without START, END and padding, uncut."""
+        encoded = self.backend.encode(self.expand(text))
         return [
-            token
-            for part in parts
-            for token, special in zip(part.tokens, part.special_tokens_mask)
+            i
+            for part in [encoded, *encoded.overflowing]
+            for i, special in zip(part.ids, part.special_tokens_mask)
             if not special
         ]
 
+    def tokens(self, text: str) -> list[str]:
+        """The pieces of a text as strings, without START, END and padding, uncut."""
+        return [self.backend.id_to_token(i) for i in self.ids(text)]
+
     def cut(self, text: str) -> str:
         """The end of the text that did not fit into the context, "" if all of it did."""
-        rest = self.backend.encode(text).overflowing
-        ids = [i for part in rest for i, s in zip(part.ids, part.special_tokens_mask) if not s]
-        return self.backend.decode(ids).replace(END_OF_WORD, " ").strip()
+        rest = self.ids(text)[self.context_length - 2 :]
+        return self.backend.decode(rest).replace(END_OF_WORD, " ").strip()

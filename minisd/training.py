@@ -1,4 +1,8 @@
-"""Training: the noise-prediction loss, and one loop that can be stopped at any moment."""
+"""Training: the noise-prediction loss, and one loop that can be stopped at any moment.
+
+Under torchrun the loop runs in several processes: each takes every world-th batch, and their
+gradients are averaged, so that N processes train as one with N times the batch.
+"""
 
 import copy
 import json
@@ -10,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -64,7 +69,7 @@ def noise_prediction_loss(
     x_t = schedule.add_noise(x_0, eps, t)
     target = {"epsilon": eps, "sample": x_0}.get(schedule.config.prediction_type)
     target = schedule.velocity(x_0, eps, t) if target is None else target
-    error = (unet(x_t, t, context).float() - target).square().mean(dim=(1, 2, 3))  # (b,)
+    error = (unet(x_t, t, context).float() - target).square().flatten(1).mean(dim=1)  # (b,)
     if snr_gamma is None:
         return error.mean()
     snr = schedule.snr().to(x_0.device)[t]
@@ -93,6 +98,24 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
+class Objective(nn.Module):
+    """The loss as a module, which is what DistributedDataParallel wants to wrap."""
+
+    def __init__(self, model: nn.Module, loss: Loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self.loss(self.model, batch, generator)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process and how many there are: 0 and 1 where it is alone."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
 def train(
     model: nn.Module,
     loss: Loss,
@@ -109,30 +132,37 @@ def train(
 
     The state is written to folder/state.pt every `save_every` steps; a run that was killed goes on
     from there, with the same numbers as if it had not been. folder/log.jsonl gets a line for each
-    save. `on_save(average, step)` may draw pictures.
+    save. `on_save(average, step)` may draw pictures. Of several processes, number r of w takes the
+    batches r, r + w, ..., and number 0 alone writes.
     """
     device, folder = torch.device(device), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    rank, world = rank_and_world()
     model.to(device).train().requires_grad_(True)
+    objective = Objective(model, loss)
+    if world > 1:
+        objective = DistributedDataParallel(objective)  # from here on all have the same weights
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     start = resume(folder / "state.pt", model, average, optimizer, device)
     loader = DataLoader(
-        batches, batch_size=None, sampler=range(start, config.steps), num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
+        sampler=range(start * world + rank, config.steps * world, world),
     )  # fmt: skip
     log = Log(folder / "log.jsonl")
-    bar = tqdm(loader, initial=start, total=config.steps, desc=folder.name, mininterval=5)
+    bar = tqdm(
+        loader, initial=start, total=config.steps, desc=folder.name, mininterval=5, disable=rank > 0
+    )
     for step, batch in enumerate(bar, start):
-        generator = step_generator(config.seed, step, device)
+        generator = step_generator(config.seed, step * world + rank, device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            value, numbers = loss(model, batch, generator)
+            value, numbers = objective(batch, generator)
         descend(model, value, optimizer, config.rate(step), f"step {step} of {folder}")
         update_average(average, model, config.ema_decay, step)
         log.add(loss=value.item(), **numbers)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+        if rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             save(folder / "state.pt", step + 1, model, average, optimizer)
             bar.set_postfix(log.write(step + 1))
             if on_save is not None:

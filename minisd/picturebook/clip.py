@@ -1,13 +1,15 @@
 """CLIP at picture-book size: two encoders that learn to agree about pictures and captions."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from minisd.config import TextEncoderConfig
 from minisd.text_encoder import TextEncoder
+from minisd.training import rank_and_world
 
 
 class ImageEncoder(nn.Module):
@@ -52,6 +54,31 @@ class CLIP(nn.Module):
     def embed_image(self, pictures: Tensor) -> Tensor:
         """pictures: (b, 3, 64, 64) in [-1, 1]. Returns unit vectors (b, d)."""
         return F.normalize(self.image(pictures).float(), dim=-1)
+
+
+class Gather(torch.autograd.Function):
+    """Collects the rows of all processes; each row's gradient is the sum of what all made of it."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        rows = [torch.empty_like(x) for _ in range(rank_and_world()[1])]
+        distributed.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        rank, world = rank_and_world()
+        grad = grad.clone()
+        distributed.all_reduce(grad)
+        return grad.chunk(world)[rank]
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The rows of all processes under torchrun, with their gradients; (b, d) to (world * b, d).
+
+    The softmax runs over the whole batch, so every process needs the vectors of the others.
+    """
+    return x if rank_and_world()[1] == 1 else Gather.apply(x)
 
 
 def contrastive_loss(

@@ -21,8 +21,10 @@ from minisd.checkpoint import load_network, replacing, save_network
 from minisd.config import PICTUREBOOK
 from minisd.memory import DTYPES, pick_device
 from minisd.picturebook import data, world
-from minisd.picturebook.clip import CLIP, contrastive_loss
+from minisd.picturebook.clip import CLIP, contrastive_loss, gathered
 from minisd.picturebook.data import Crops, Latents, Pairs, Rendered, cache_latents, to_range
+from minisd.picturebook.judge import Judge, Marked, judge_loss
+from minisd.picturebook.losses import picture_loss, reconstruction_loss
 from minisd.pipeline import Defaults, StableDiffusionPipeline
 from minisd.schedulers import DDIMScheduler
 from minisd.tokenizer import Tokenizer
@@ -31,6 +33,7 @@ from minisd.training import (
     decibels,
     drop_captions,
     noise_prediction_loss,
+    rank_and_world,
     train,
 )
 from minisd.unet import UNet
@@ -83,34 +86,6 @@ def tokenizer(recipe: Recipe) -> None:
     learned = Tokenizer.train(captions, MERGES)
     learned.save(recipe.out / "tokenizer.json")
     logger.info("tokenizer: %d pieces", learned.vocab_size)
-
-
-def edges(x: Tensor) -> list[Tensor]:
-    """Differences of neighbouring pixels at three scales: where a blurred picture is wrong."""
-    scales = [x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4)]
-    return [d for s in scales for d in (s.diff(dim=-1), s.diff(dim=-2))]
-
-
-def picture_loss(out: Tensor, x: Tensor) -> tuple[Tensor, float]:
-    """L1 + MSE + 0.5 edges, and the MSE alone; out, x: (b, 3, h, w) in [-1, 1]."""
-    out, mse = out.float(), F.mse_loss(out.float(), x)
-    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(out), edges(x)))
-    return F.l1_loss(out, x) + mse + 0.5 * edge, mse.item()
-
-
-def reconstruction_loss(
-    vae: Autoencoder, pictures: Tensor, generator: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
-    """The loss of the pictures + 6e-4 KL a latent number; pictures (b, 3, h, w) uint8."""
-    device = next(vae.parameters()).device
-    x = to_range(pictures.to(device))
-    posterior = vae.encode(x)
-    noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
-    loss, mse = picture_loss(
-        vae.decode(posterior.mean + torch.exp(0.5 * posterior.logvar) * noise), x
-    )
-    kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-    return loss + 6e-4 * kl, {"psnr": decibels(mse), "kl": kl.item()}
 
 
 def vae(recipe: Recipe) -> None:
@@ -171,6 +146,17 @@ def decoder(recipe: Recipe) -> None:
     save_network(network, recipe.out / "vae.safetensors")
 
 
+def judge(recipe: Recipe) -> None:
+    """Train the network that marks pictures in the evaluation."""
+    torch.manual_seed(recipe.seed)
+    plan = recipe.plan(2000, 48, 2e-3, decay_fraction=0.6, ema_decay=0.995)
+    batches = Marked(plan.batch_size, recipe.seed)
+    network = train(Judge(), judge_loss, batches, plan, recipe.out / "judge", **recipe.where())
+    state = {key: value.half().cpu() for key, value in network.state_dict().items()}
+    with replacing(recipe.out / "judge.safetensors") as part:
+        save_file(state, part)
+
+
 @torch.no_grad()
 def standardize(vae: Autoencoder, pictures: Tensor) -> Autoencoder:
     """Centre every latent channel on zero and note 1 / std of all as the scaling factor.
@@ -199,8 +185,8 @@ def clip(recipe: Recipe) -> None:
         pictures, captions, wrong = batch
         ids = tokens(captions + wrong).to(where["device"])
         texts = model.embed_text(ids, tokens.end_id)
-        seen = model.embed_image(to_range(pictures.to(where["device"])))
-        right, wrong_texts = texts[: len(captions)], texts[len(captions) :]
+        seen = gathered(model.embed_image(to_range(pictures.to(where["device"]))))
+        right, wrong_texts = (gathered(half) for half in texts.split(len(captions)))
         return contrastive_loss(seen, right, model.scale, wrong_texts), {}
 
     def look(average: nn.Module, step: int) -> None:
@@ -231,6 +217,8 @@ def latents(recipe: Recipe) -> None:
     folder.mkdir(exist_ok=True)
     numbers = range(-(-recipe.examples // data.SHARD))
     missing = [n for n in numbers if not (folder / f"{n:05}.safetensors").exists()]
+    rank, world_size = rank_and_world()
+    missing = missing[rank::world_size]
     loader = DataLoader(
         Rendered(recipe.seed), batch_size=None, sampler=missing, num_workers=recipe.workers
     )

@@ -1,8 +1,9 @@
 """The recipe of the shipped model, stage by stage: python -m minisd.picturebook.train STAGE.
 
 tokenizer and vae need nothing; clip needs the tokenizer; decoder and latents need the vae, in any
-order; unet needs all but the decoder.
-Every stage can be killed and started again: it goes on where it was.
+order; unet needs all but the decoder; judge needs nothing and marks pictures in the evaluation.
+Every stage can be killed and started again: it goes on where it was. Several processes share the
+work under torchrun: torchrun --nproc-per-node 2 -m minisd.picturebook.train vae clip
 """
 
 import argparse
@@ -21,7 +22,8 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": "1073741824",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-STAGES = ("tokenizer", "vae", "decoder", "clip", "latents", "unet", "export")
+STAGES = ("tokenizer", "vae", "decoder", "clip", "latents", "unet", "export", "judge")
+ALONE = ("tokenizer", "export")  # work of seconds, done by one process
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,14 +50,36 @@ def main(argv: list[str] | None = None) -> None:
     if argv is None and on_glibc and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         os.environ.update(KEEP_MEMORY)
         os.execv(sys.executable, [sys.executable, "-m", "minisd.picturebook.train", *sys.argv[1:]])
+    from torch import distributed
+
     from minisd.picturebook import stages
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings: dict[str, Any] = vars(args)
     chosen = settings.pop("stage")
+    settings["device"], rank, several = meet(args.device)
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
     recipe = stages.Recipe(**settings)
     for stage in STAGES if "all" in chosen else chosen:
-        getattr(stages, stage)(recipe)
+        if rank == 0 or stage not in ALONE:
+            getattr(stages, stage)(recipe)
+        if several:
+            distributed.barrier()
+    if several:
+        distributed.destroy_process_group()
+
+
+def meet(device: str) -> tuple[str, int, bool]:
+    """Meet the other processes, if torchrun started several: this one's device and number, and
+    whether there are others.
+    """
+    from torch import cuda, distributed
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device, 0, False
+    on_gpu = device in ("auto", "cuda") and cuda.is_available()
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else "cpu"
+    return own, distributed.get_rank(), True
 
 
 if __name__ == "__main__":
