@@ -11,6 +11,8 @@ from minisd.config import TextEncoderConfig
 from minisd.text_encoder import TextEncoder
 from minisd.training import rank_and_world
 
+SIZE = 64  # pixels a side that the image encoder sees
+
 
 class ImageEncoder(nn.Module):
     """A small convolutional network: pictures (b, 3, 64, 64) in [-1, 1] to vectors (b, width)."""

@@ -19,9 +19,8 @@ from minisd import images
 from minisd.checkpoint import write_json
 from minisd.config import PICTUREBOOK
 from minisd.picturebook import exam
-from minisd.picturebook.clip import CLIP
+from minisd.picturebook.clip import CLIP, SIZE
 from minisd.picturebook.judge import open_judge, pictures_of
-from minisd.picturebook.stages import CLIP_SIZE
 from minisd.pipeline import StableDiffusionPipeline
 from minisd.schedulers import by_name
 from minisd.viz import grid
@@ -103,8 +102,8 @@ class Evaluation:
             clip = CLIP(PICTUREBOOK.text_encoder).eval()
             clip.load_state_dict(load_file(self.run / "clip_image.safetensors"), strict=False)
             clip.text = self.pipe.text_encoder
-            table["retrieval"] = exam.retrieval(clip, self.pipe.tokenizer, CLIP_SIZE)
-            table["zero-shot"] = exam.zero_shot(clip, self.pipe.tokenizer, CLIP_SIZE, self.prompts)
+            table["retrieval"] = exam.retrieval(clip, self.pipe.tokenizer, SIZE)
+            table["zero-shot"] = exam.zero_shot(clip, self.pipe.tokenizer, SIZE, self.prompts)
         return table
 
     def maps(self) -> Table:

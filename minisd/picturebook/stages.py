@@ -21,7 +21,7 @@ from minisd.checkpoint import load_network, replacing, save_network
 from minisd.config import PICTUREBOOK
 from minisd.memory import DTYPES, pick_device
 from minisd.picturebook import data, world
-from minisd.picturebook.clip import CLIP, contrastive_loss, gathered
+from minisd.picturebook.clip import CLIP, SIZE, contrastive_loss, gathered
 from minisd.picturebook.data import Crops, Latents, Pairs, Rendered, cache_latents, to_range
 from minisd.picturebook.judge import Judge, Marked, judge_loss
 from minisd.picturebook.losses import picture_loss, reconstruction_loss
@@ -39,7 +39,6 @@ from minisd.training import (
 from minisd.unet import UNet
 
 logger = logging.getLogger(__name__)
-CLIP_SIZE = 64  # pixels a side that the image encoder sees
 UNSEEN = 1  # the seed of the pictures that no stage trains on
 MERGES = 254  # 768 pieces in all: every common word is one, longer ones split
 LOOK = 256  # unseen pairs among which the retrieval of CLIP is measured
@@ -179,7 +178,7 @@ def clip(recipe: Recipe) -> None:
     tokens = Tokenizer.from_file(recipe.out / "tokenizer.json")
     plan = recipe.plan(3000, 128, 1e-3)
     where = recipe.where()
-    unseen = Pairs(LOOK, CLIP_SIZE, UNSEEN)[0]
+    unseen = Pairs(LOOK, SIZE, UNSEEN)[0]
 
     def loss(model: nn.Module, batch: Any, _: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pictures, captions, wrong = batch
@@ -199,7 +198,7 @@ def clip(recipe: Recipe) -> None:
         told = (own > scores[:, LOOK:].diagonal()).float().mean()
         logger.info("retrieval among %d: %.3f, right above wrong: %.3f", LOOK, found, told)
 
-    batches = Pairs(plan.batch_size, CLIP_SIZE, recipe.seed)
+    batches = Pairs(plan.batch_size, SIZE, recipe.seed)
     folder = recipe.out / "clip"
     model = CLIP(PICTUREBOOK.text_encoder)
     model = train(model, loss, batches, plan, folder, on_save=look, **where)
