@@ -57,10 +57,9 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("layout", ["single-file", "onnx"])
-def test_a_layout_that_cannot_be_written_is_refused(pipe, tmp_path, layout):
-    with pytest.raises(ValueError, match=layout):
-        weights_convert.save(pipe, tmp_path / "model", layout)
+def test_a_layout_that_cannot_be_written_is_refused(pipe, tmp_path):
+    with pytest.raises(ValueError, match="onnx"):
+        weights_convert.save(pipe, tmp_path / "model", "onnx")
 
 
 # ---- the hub ----

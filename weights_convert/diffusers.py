@@ -3,23 +3,27 @@
 Read are the keys and shapes of every release, written those of today.
 """
 
+import dataclasses
 import json
 import logging
-import pickle
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minisd.checkpoint import NETWORKS, build, load_state, read_json
+from minisd.checkpoint import NETWORKS, build, load_state, read_json, stored_tensors
+from minisd.config import Defaults
 from minisd.schedulers import SCHEDULERS, DDIMScheduler, DDPMScheduler, NoiseSchedule
 from minisd.tokenizer import END, START, Tokenizer
 from weights_convert import diffusers_config as configs
 from weights_convert.names import DIFFUSERS, OURS, rename, table
+from weights_convert.tensors import cast, read_weights
+from weights_convert.tokenizer_source import find_tokenizer
 
 logger = logging.getLogger(__name__)
 READ_CONFIG = {
@@ -32,15 +36,17 @@ STEMS = {
     "unet": dict.fromkeys((".safetensors", ".bin"), "diffusion_pytorch_model"),
     "vae": dict.fromkeys((".safetensors", ".bin"), "diffusion_pytorch_model"),
 }
+NOTE = "minisd.json"  # what diffusers' own files have no place for; it reads over this one
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def read_folder(
-    folder: Path, dtype: torch.dtype, variant: str | None, tokenizer: Tokenizer | None
+    folder: Path, dtype: torch.dtype | None, variant: str | None, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
-    """The parts of a pipeline by name, and the side of its latents as `sample_size`.
+    """Everything in a diffusers folder, by the names of the pipeline's fields.
 
-    Raises ValueError if a part is missing, damaged or of another architecture.
+    dtype: None leaves the weights as they are stored. Raises ValueError if a part is missing,
+    damaged or of another architecture.
     """
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name")
@@ -48,11 +54,36 @@ def read_folder(
         raise ValueError(f"{folder} holds a {kind}, expected one of {configs.PIPELINES}")
     parts = {name: read_network(folder / name, dtype, variant) for name in NETWORKS}
     length = parts["text_encoder"].config.context_length
-    parts["tokenizer"] = tokenizer or read_tokenizer(folder / "tokenizer", length)
+    parts["tokenizer"] = tokenizer or find_tokenizer(folder / "tokenizer", None, length)
     parts["scheduler"] = read_scheduler(folder / "scheduler" / "scheduler_config.json")
     check_fit(parts, folder)
+    if any(index.get("safety_checker") or []):
+        say_what_is_not_run()
+    return {**parts, **read_defaults(folder, parts)}
+
+
+@cache
+def say_what_is_not_run() -> None:
+    """One line a process about the filter that official folders carry."""
+    logger.warning(
+        "this model's folder carries a safety checker, which minisd does not run: "
+        "what the model draws is shown as it is"
+    )
+
+
+def read_defaults(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own defaults and family: as write_folder noted them, or as official models."""
+    if (folder / NOTE).is_file():
+        about = read_json(folder / NOTE)
+        try:
+            return {"defaults": Defaults(**about["defaults"]), "family": about["family"]}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / NOTE} describes no model: {error!r}") from error
     size = read_json(folder / "unet" / "config.json").get("sample_size") or 64
-    return {**parts, "sample_size": configs.per_level(size, 2)}
+    scale = parts["vae"].config.downscale
+    height, width = (side * scale for side in configs.per_level(size, 2))
+    family = "sd-2" if parts["unet"].config.context_width == 1024 else "sd-1"
+    return {"defaults": Defaults(height=height, width=width), "family": family}
 
 
 def check_fit(parts: Mapping[str, Any], source: Path | str) -> None:
@@ -71,7 +102,7 @@ def check_fit(parts: Mapping[str, Any], source: Path | str) -> None:
         )
 
 
-def read_network(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
+def read_network(folder: Path, dtype: torch.dtype | None, variant: str | None) -> nn.Module:
     """One network from its subfolder, which is named after it."""
     kind = NETWORKS[folder.name][0]
     source = folder / "config.json"
@@ -84,13 +115,13 @@ def read_network(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Mo
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     state = {}
     for path in weight_files(folder, variant):
-        for their_key, tensor in read_tensors(path):
+        for their_key, tensor in read_tensors(path, dtype):
             if their_key.endswith("position_ids"):  # 0, 1, 2, ...: stored by old releases
                 continue
             key = rename(modern_key(their_key, folder.name), modules)
             if folder.name == "vae" and ".attention." in key:
                 tensor = as_linear(tensor, shapes.get(key))
-            state[key] = tensor.to(dtype)
+            state[key] = cast(tensor, dtype, f"{path}: {their_key}")
     return load_state(network, state, folder)
 
 
@@ -143,26 +174,17 @@ def shards(index: Path) -> list[Path]:
     return paths
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(path: Path, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file one after the other. Raises ValueError if it is damaged."""
+    state, _ = read_weights(path)
+    if path.suffix == ".bin":
+        yield from state.items()
+        return
+    del state  # stored_tensors takes up less memory
     try:
-        if path.suffix == ".bin":  # a pickle, of which only tensors are read
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            yield from state.items()
-            return
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():
-                yield key, file.get_tensor(key)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-    ) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} is damaged or no weights file: {reason}") from error
+        yield from stored_tensors(path, dtype)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no weights file: {error}") from error
 
 
 def read_scheduler(path: Path) -> NoiseSchedule:
@@ -181,56 +203,18 @@ def read_scheduler(path: Path) -> NoiseSchedule:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_tokenizer(folder: Path, context_length: int) -> Tokenizer:
-    """From tokenizer.json, or from vocab.json and merges.txt. Raises ValueError without either."""
-    vocab, merges = read_tables(folder)
-    return Tokenizer.from_tables(vocab, merges, context_length, pad_token(folder))
+def write_folder(parts: Mapping[str, Any], folder: Path) -> None:
+    """Write a pipeline, by the names of its fields, so that diffusers opens it.
 
-
-def read_tables(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    both = (folder / "vocab.json", folder / "merges.txt")
-    if (folder / "tokenizer.json").is_file():
-        model = read_json(folder / "tokenizer.json").get("model", {})
-        vocab, pairs = model.get("vocab"), model.get("merges")
-        if not vocab or not pairs:
-            raise ValueError(f"{folder / 'tokenizer.json'} holds no byte-pair tables like CLIP's")
-    elif all(path.is_file() for path in both):
-        vocab = read_json(both[0])
-        lines = both[1].read_text(encoding="utf8").splitlines()
-        pairs = [line for line in lines if line and not line.startswith("#version")]
-    else:
-        raise ValueError(
-            f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; "
-            "fetch them, or give a tokenizer"
-        )
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
-    if wrong := [pair for pair in merges if len(pair) != 2]:
-        raise ValueError(f"{folder}: the merge {wrong[0]} is not a pair of pieces")
-    return vocab, [(left, right) for left, right in merges]
-
-
-def pad_token(folder: Path) -> str:
-    """What fills a short text up: END for SD 1.x, "!" for SD 2.x."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            token = read_json(folder / name).get("pad_token")
-            if token is not None:
-                return token["content"] if isinstance(token, dict) else token
-    return END
-
-
-def write_folder(
-    networks: Mapping[str, nn.Module],
-    tokenizer: Tokenizer,
-    scheduler: NoiseSchedule,
-    size: tuple[int, int],
-    folder: Path,
-) -> None:
-    """Write a pipeline into an empty folder, so that diffusers opens it. size: height, width."""
+    folder: an empty one.
+    """
+    networks = {name: parts[name] for name in NETWORKS}
+    tokenizer, scheduler, defaults = (parts[n] for n in ("tokenizer", "scheduler", "defaults"))
     write_json(folder / "model_index.json", configs.write_model_index(scheduler))
     write_json(folder / "scheduler" / "scheduler_config.json", configs.write_scheduler(scheduler))
     write_tokenizer(tokenizer, folder / "tokenizer")
     unet, vae, text_encoder = (networks[name].config for name in ("unet", "vae", "text_encoder"))
+    size = (defaults.height, defaults.width)
     sides = [side // vae.downscale for side in size]
     sample_size = sides[0] if sides[0] == sides[1] else sides
     ids = (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id)
@@ -246,6 +230,8 @@ def write_folder(
         state = {key: value.cpu().contiguous() for key, value in state.items()}
         path = folder / name / f"{STEMS[name]['.safetensors']}.safetensors"
         save_file(state, path, {"format": "pt"})
+    about = {"family": parts["family"], "defaults": dataclasses.asdict(defaults)}
+    write_json(folder / NOTE, about)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -255,8 +241,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """CLIP's two tables and the special tokens."""
+    """CLIP's two tables, the special tokens and the learned ones."""
     vocab, merges = tokenizer.tables()
+    if tokenizer.added:
+        write_json(folder / "added_tokens.json", tokenizer.added)
     write_json(folder / "vocab.json", dict(sorted(vocab.items(), key=lambda item: item[1])))
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf8")

@@ -10,6 +10,8 @@ Json = Mapping[str, Any]
 VERSION = "0.42.0"  # the release whose folder is written here
 
 # Settings that have one meaning here; a file may leave them out, but not ask for another.
+# upcast_attention is read over: SD 2.1 asks by it for float32 scores in half precision, where
+# q k^T can pass float16's 65504. The fused kernel gives them anyway, in the reference's as in ours.
 UNET_FIXED = {
     "center_input_sample": (False,),
     "flip_sin_to_cos": (True,),

@@ -1,10 +1,28 @@
-"""A folder that appears whole or not at all."""
+"""Room on the disk, and a folder that appears whole or not at all."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def require_space(path: Path | str, needed: int) -> None:
+    """Raises ValueError if the file system that `path` is to be on has fewer bytes free."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ValueError(
+            f"{path} needs {in_words(needed)} and {place} has {in_words(free)} free; "
+            "make room, or choose another disk or a smaller dtype"
+        )
+
+
+def in_words(size: int) -> str:
+    """Bytes in GB or MB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 @contextmanager

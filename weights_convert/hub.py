@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from minisd.checkpoint import NETWORKS
-from weights_convert.diffusers import STEMS
+from weights_convert.diffusers import NOTE, STEMS
 
-NATIVE = ("pipeline.json", "tokenizer.json", "scheduler.json",
+NATIVE = (NOTE, "pipeline.json", "tokenizer.json", "scheduler.json",
           *(f"{name}.safetensors" for name in NETWORKS))  # fmt: skip
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json",
              "special_tokens_map.json")  # fmt: skip

@@ -2,14 +2,20 @@
 
 Each walk yields (ours, diffusers, CompVis) module paths; ".weight" and ".bias" are the same in
 all three. One tensor stays one tensor, so that converting is a dictionary lookup, and back.
+`python -m weights_convert.names` prints the whole table for Stable Diffusion 1.5.
 """
 
 from collections.abc import Iterator
 
-from minisd.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from minisd.config import SD15, AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 
 Names = tuple[str, str, str]  # ours, diffusers, CompVis
 OURS, DIFFUSERS, COMPVIS = range(3)
+PREFIXES = {  # of each network's keys in a CompVis single file
+    "text_encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
 
 
 def same(*names: str) -> list[Names]:
@@ -148,3 +154,20 @@ def rename(key: str, modules: dict[str, str]) -> str:
     """A tensor's name in the other dialect; a name that is not in the table stays as it is."""
     module, dot, leaf = key.rpartition(".")
     return modules.get(module, module) + dot + leaf
+
+
+def markdown(model: ModelConfig = SD15) -> str:
+    """All names, as one table for each network."""
+    lines = []
+    for network, walk in WALKS.items():
+        rows = list(walk(getattr(model, network)))
+        lines += [f"## {network}: {len(rows)} modules", ""]
+        lines += [f"A CompVis single file has `{PREFIXES[network]}` before each of its names.", ""]
+        lines += ["| minisd | diffusers | CompVis |", "|---|---|---|"]
+        lines += ["| " + " | ".join(f"`{name}`" for name in names) + " |" for names in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())
