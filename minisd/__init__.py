@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minisd.noise import slerp
     from minisd.pipeline import StableDiffusionPipeline
     from minisd.schedulers import (
         DDIMScheduler,
@@ -27,6 +28,7 @@ __all__ = [
     "LCMScheduler",
     "PNDMScheduler",
     "StableDiffusionPipeline",
+    "slerp",
 ]
 
 
@@ -34,5 +36,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that the command line can speak at once."""
     if name not in __all__:
         raise AttributeError(f"module 'minisd' has no attribute {name!r}")
-    home = "minisd.pipeline" if name == "StableDiffusionPipeline" else "minisd.schedulers"
-    return getattr(import_module(home), name)
+    homes = {"StableDiffusionPipeline": "minisd.pipeline", "slerp": "minisd.noise"}
+    return getattr(import_module(homes.get(name, "minisd.schedulers")), name)

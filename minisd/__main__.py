@@ -4,7 +4,6 @@ PyTorch takes seconds to load, so it is imported inside functions, after the fir
 """
 
 import os
-import re
 import secrets
 import sys
 import textwrap
@@ -12,20 +11,14 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from minisd import __version__
-from minisd.options import RESTORED, Parser, build_parser, check, in_folder
+from minisd.options import Parser, build_parser, check, in_folder, restore
+from minisd.targets import Target, settings_on, share, span
 
 if TYPE_CHECKING:
     from minisd.pipeline import StableDiffusionPipeline
-
-
-class Target(NamedTuple):
-    """A file to write, and the seeds of the pictures on it: one, or those of a grid."""
-
-    path: Path
-    seeds: tuple[int, ...]
 
 
 def say(message: str) -> None:
@@ -59,21 +52,6 @@ def make_writable(folder: Path) -> None:
         raise PermissionError(f"{folder} cannot be written to; choose another place with -o")
 
 
-def restore(parser: Parser, argv: Sequence[str], args: Namespace) -> Namespace:
-    """The settings inside the --from-png picture, and over them what the command line says."""
-    from minisd import images
-
-    settings = images.read_settings(args.from_png)
-    old = [f"{flag}={settings[name]}" for name, flag in RESTORED.items() if name in settings]
-    if args.lora is None:
-        old += [f"--lora={lora}" for lora in settings.get("lora", [])]
-    restored = parser.parse_args([*old, *argv])
-    restored.grid = restored.grid or bool(settings.get("grid"))
-    restored.prompt = str(settings.get("prompt", "")) if args.prompt is None else args.prompt
-    restored.made_by = settings.get("model")
-    return restored
-
-
 def open_model(args: Namespace) -> "StableDiffusionPipeline":
     from minisd import memory
     from minisd.pipeline import StableDiffusionPipeline
@@ -86,6 +64,8 @@ def open_model(args: Namespace) -> "StableDiffusionPipeline":
         pipe.scheduler = by_name(args.scheduler, pipe.scheduler.config)
     for file, scale in args.lora or []:
         pipe.load_lora_weights(file, scale=scale)
+    for file, token in args.textual_inversion or []:
+        say(f"{file} is {pipe.load_textual_inversion(file, token)} in prompts")
     return pipe
 
 
@@ -99,12 +79,17 @@ def common_settings(pipe: "StableDiffusionPipeline", args: Namespace) -> dict[st
         defaults |= {"height": None, "width": None}
     given = {name: getattr(args, name) for name in defaults}
     chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
+    used = {
+        "lora": [f"{file}:{scale}" for file, scale in args.lora or []],
+        "textual_inversion": [":".join(filter(None, one)) for one in args.textual_inversion or []],
+        "weighted": args.weighted,
+    }
     return {
         "negative_prompt": args.negative_prompt or "",
         **{name: value for name, value in {**chosen, **source}.items() if value is not None},
         "scheduler": name_of(pipe.scheduler),
         "eta": args.eta or 0.0,
-        **({"lora": [f"{file}:{scale}" for file, scale in args.lora]} if args.lora else {}),
+        **{name: value for name, value in used.items() if value},
         "model": pipe.hash,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "version": __version__,
@@ -125,52 +110,28 @@ def drawing(pipe: "StableDiffusionPipeline", common: dict[str, Any]) -> Callable
     return partial(pipe.inpaint if "mask" in common else pipe.image_to_image, **pictures)
 
 
-def settings_on(target: Target, prompt: str, common: dict[str, Any]) -> dict[str, Any]:
-    """The settings to write into a target."""
-    n = len(target.seeds)
-    sheet = {"num_images": n, "grid": True} if n > 1 else {}
-    return {"prompt": prompt, **common, "seed": target.seeds[0], **sheet}
+def texts(
+    pipe: "StableDiffusionPipeline", prompt: str, negative_prompt: str, weighted: bool
+) -> dict[str, Any]:
+    """The arguments that say what to draw: the prompts, or their embeddings with weights."""
+    if not weighted:
+        return {"prompt": prompt, "negative_prompt": negative_prompt}
+    from minisd.prompts import encode
+
+    cond, uncond = encode(pipe, prompt, negative_prompt)
+    return {"prompt_embeds": cond, "negative_prompt_embeds": uncond}
 
 
-def span(seeds: Sequence[int], to: str) -> str:
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}{to}{seeds[-1]}"
+def warn_of_unknown_words(pipe: "StableDiffusionPipeline", prompt: str, weighted: bool) -> None:
+    """Say which words of the prompt the picture book lacks, and what to try instead."""
+    from minisd.picturebook.language import explain
+    from minisd.prompts import parse
 
-
-def free_path(folder: Path, target: Target, prompt: str, common: dict[str, Any]) -> Target:
-    """The target in this folder, under a name that no picture with other settings has."""
-    from minisd import images
-
-    number = 1
-    while True:
-        ending = f"-{number}.png" if number > 1 else ".png"
-        path = folder / f"{target.path.name}{ending}"
-        try:
-            if images.read_settings(path) == settings_on(target, prompt, common):
-                return Target(path, target.seeds)
-        except FileNotFoundError:
-            return Target(path, target.seeds)
-        except (ValueError, OSError):  # somebody else's file
-            pass
-        number += 1
-
-
-def find_targets(args: Namespace, prompt: str, common: dict[str, Any]) -> list[Target]:
-    """The files to write: -o as it stands, out_0.png, ... for several, or names of our own."""
-    seeds = tuple(range(args.seed, args.seed + (args.num_images or 1)))
-    groups = [seeds] if args.grid else [(seed,) for seed in seeds]
-    if not in_folder(args):
-        path = Path(args.output).with_suffix(".png")
-        several = len(groups) > 1
-        return [
-            Target(path.with_stem(f"{path.stem}_{i}") if several else path, group)
-            for i, group in enumerate(groups)
-        ]
-    slug = "-".join(re.findall(r"\w+", prompt.lower()))[:60].rstrip("-") or "picture"
-    names = [f"{slug}-seed-{span(g, '-to-')}" for g in groups]
-    return [
-        free_path(Path(args.output or "."), Target(Path(name), group), prompt, common)
-        for name, group in zip(names, groups)
-    ]
+    words = "".join(text for text, _ in parse(prompt)) if weighted else prompt
+    for token in pipe.tokenizer.added:
+        words = words.lower().replace(token.lower(), "")
+    if message := explain(words):
+        warn(message)
 
 
 def step_saver(folder: Path) -> Callable[..., dict[str, Any]]:
@@ -191,6 +152,7 @@ def draw(
     pipe: "StableDiffusionPipeline",
     args: Namespace,
     prompt: str,
+    targets: list[Target],
     common: dict[str, Any],
 ) -> None:
     """One prompt to its pictures on disk; with --prompts, only to those not there yet."""
@@ -199,11 +161,7 @@ def draw(
     from minisd import images
 
     if pipe.family == "picture-book":
-        from minisd.picturebook.language import explain
-
-        if message := explain(prompt):
-            warn(message)
-    targets = find_targets(args, prompt, common)
+        warn_of_unknown_words(pipe, prompt, args.weighted)
     if args.prompts is not None:
         for target in [target for target in targets if target.path.exists()]:
             say(f"{target.path} is there already")
@@ -211,9 +169,9 @@ def draw(
     seeds = [seed for target in targets for seed in target.seeds]
     if not seeds:
         return
-    passed = ("negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "eta")
+    passed = ("height", "width", "num_inference_steps", "guidance_scale", "eta")
     pictures = drawing(pipe, common)(
-        prompt,
+        **texts(pipe, prompt, common["negative_prompt"], args.weighted),
         num_images_per_prompt=len(seeds),
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         callback_on_step_end=step_saver(Path(args.save_steps)) if args.save_steps else None,
@@ -258,8 +216,8 @@ def run(parser: Parser, args: Namespace, argv: Sequence[str]) -> None:
     )
     if getattr(args, "made_by", None) not in (None, common["model"]):
         warn(f"{args.from_png} was made by model {args.made_by}; this picture will differ")
-    for prompt in prompts:
-        draw(pipe, args, prompt, common)
+    for prompt, targets in share(args, prompts, common):
+        draw(pipe, args, prompt, targets, common)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd import images
+from minisd import guard, images
 from minisd.noise import Generators, draw_noise
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def run(
         answer = callback(pipe, step.index, step.t, tensors)
         return (answer or {}).get("latents", x_prev)
 
+    start = x_t
     calls = pipe.scheduler.calls(pipe.steps(num_inference_steps), strength)
     steps = pipe.denoise(
         x_t, cond, uncond, num_inference_steps, guidance_scale,
@@ -129,4 +130,7 @@ def run(
     )  # fmt: skip
     for step in tqdm(steps, **{"total": calls, "desc": "denoising", **pipe.progress_bar}):
         x_t = step.x_prev
+    guard.check_latents(x_t, start, cond)
+    if pipe.offload is not None:
+        pipe.offload.rest()
     return x_t

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minisd.autoencoder import Autoencoder
 from minisd.config import (
@@ -75,9 +76,19 @@ def load_state(network: Network, state: Mapping[str, Tensor], source: Path | str
     return network.eval().requires_grad_(False)
 
 
+class Uninitialised(TorchFunctionMode):
+    """Leaves out what torch.nn.init does; even without memory it takes seconds, most to import."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def build(kind: type[Network], config: Any) -> Network:
     """A network without memory for its weights, for load_state to fill."""
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         return kind(config)
 
 
@@ -89,27 +100,48 @@ def save_network(network: nn.Module, path: Path | str) -> None:
         save_file(state, part, metadata)
 
 
+def stored_tensors(
+    path: Path | str, dtype: torch.dtype | None, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a safetensors file, floats as `dtype`; None leaves them as they are stored.
+
+    What needs no cast stays in the file until it is used. Otherwise the file is opened anew for
+    every few tensors, because what was read of it leaves the memory only when it is closed.
+    """
+    with safe_open(path, framework="pt") as file:
+        kinds = {key: file.get_tensor(key).dtype for key in file.keys()}
+    floats = {key for key, kind in kinds.items() if kind.is_floating_point}
+    kept = dtype is None or all(kinds[key] == dtype for key in floats)
+    keys, few = list(kinds), len(kinds) + 1 if kept else 8
+    for start in range(0, len(keys), few):
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for key in keys[start : start + few]:
+                yield key, file.get_tensor(key).to(dtype if key in floats else None)
+
+
 def load_network(
-    path: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    path: Path | str,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Read a file of save_network; the file's name says which network it is.
 
-    Each tensor is cast by itself, so that at most one exists twice. Raises ValueError for a file
-    that is damaged, foreign or of another format.
+    Each tensor is cast by itself, so that few exist twice. Raises ValueError for a file that is
+    damaged, foreign or of another format.
     """
     path = Path(path)
     if path.stem not in NETWORKS:
         raise ValueError(f"{path.name} is not one of {[f'{n}.safetensors' for n in NETWORKS]}")
     kind, config_kind = NETWORKS[path.stem]
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("minisd_format") != FORMAT:
-                raise ValueError(
-                    f"{path} is no minisd checkpoint of format {FORMAT} (its metadata says "
-                    f"{metadata.get('minisd_format')}); convert it with `python -m weights_convert`"
-                )
-            state = {key: file.get_tensor(key).to(dtype) for key in file.keys()}
+        if metadata.get("minisd_format") != FORMAT:
+            raise ValueError(
+                f"{path} is no minisd checkpoint of format {FORMAT} (its metadata says "
+                f"{metadata.get('minisd_format')}); convert it with `python -m weights_convert`"
+            )
+        state = dict(stored_tensors(path, dtype, device))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; is {path.parent} a complete model?") from error
     except (SafetensorError, OSError) as error:
@@ -157,7 +189,7 @@ def model_hash(networks: Mapping[str, nn.Module]) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_folder(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def load_folder(folder: Path, dtype: torch.dtype | None = torch.float32) -> dict[str, Any]:
     """Everything in a native folder, by the names of the pipeline's fields.
 
     Raises ValueError if a file is missing or damaged.

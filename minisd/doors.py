@@ -1,21 +1,38 @@
 """What else a pipeline can do: each a door to the file that does it."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor
 
+from minisd import memory, textual_inversion
 from minisd.lora import Adapters, adaptable
 
 if TYPE_CHECKING:
     from minisd.call import Output
+
+logger = logging.getLogger(__name__)
 
 
 class Doors:
     """The methods of StableDiffusionPipeline that are a line or two each."""
 
     adapters: Adapters
+    offload: memory.Offload | None
+
+    @classmethod
+    def from_single_file(
+        cls, path: Path | str, *, torch_dtype: torch.dtype = torch.float32, **settings: Any
+    ) -> Self:
+        """Open a .safetensors or .ckpt with CompVis' names; settings are weights_convert.open's."""
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is no file; open folders and hub ids with from_pretrained")
+        import weights_convert
+
+        return weights_convert.open(path, torch_dtype=torch_dtype, **settings)
 
     def image_to_image(
         self,
@@ -94,3 +111,92 @@ class Doors:
 
         path = Path(folder) / (weight_name or WEIGHT_NAME)
         write_lora(self.adapters.get(adapter_name), self.networks, path)
+
+    def load_textual_inversion(
+        self,
+        source: Path | str | dict[str, Any] | Tensor,
+        token: str | None = None,
+        weight_name: str | None = None,
+    ) -> str:
+        """Add a learned word to the vocabulary; returns it, for use in prompts.
+
+        It becomes a part of the model: `hash` changes and save_pretrained writes it, until
+        unload_textual_inversion. See minisd.textual_inversion and weights_convert.embeddings.
+        """
+        from weights_convert.embeddings import read_embedding
+
+        token, vectors = read_embedding(source, token, weight_name)
+        textual_inversion.add_token(self, token, vectors)
+        return token
+
+    def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
+        """Forget these learned words, or all of them."""
+        textual_inversion.remove_tokens(self, tokens)
+
+    def save_textual_inversion(
+        self, folder: Path | str, token: str | None = None, weight_name: str | None = None
+    ) -> None:
+        """Write a learned word, named if there are several, as diffusers does."""
+        from weights_convert.embeddings import WEIGHT_NAMES, write_embedding
+
+        path = Path(folder) / (weight_name or WEIGHT_NAMES[0])
+        write_embedding(*textual_inversion.vectors_of(self, token), path)
+
+    def enable_attention_slicing(self, slice_size: str | int = "auto") -> None:
+        """The UNet's attention for so many heads at a time: "auto" for half of them, "max" for one.
+
+        Less memory than the formula at once; but PyTorch's own kernel, which is in use without this
+        switch, needs still less where there is one.
+        """
+        memory.slice_attention(self.unet, slice_size)
+
+    def disable_attention_slicing(self) -> None:
+        memory.choose_attention([self.unet], "fused", instead_of="sliced")
+
+    def enable_xformers_memory_efficient_attention(self) -> None:
+        """PyTorch's own memory-efficient kernel in all networks; xformers is not needed.
+
+        On the CPU that is the kernel in use without this switch.
+        """
+        memory.choose_attention(self.networks.values(), "efficient")
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        memory.choose_attention(self.networks.values(), "fused", instead_of="efficient")
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode the pictures of a batch one by one: the same numbers."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self, tile_size: int | None = None) -> None:
+        """Encode and decode pictures larger than this in tiles, with blended seams: close numbers.
+
+        tile_size: pixels; left out, the side of the model's own pictures. See minisd.tiling.
+        """
+        quarter = 4 * self.vae.config.downscale
+        own = min(self.defaults.height, self.defaults.width) // quarter * quarter
+        self.vae.enable_tiling(max(own, quarter) if tile_size is None else tile_size)
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
+
+    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
+        """Each network on the accelerator only while it works, the others in main memory.
+
+        Without an accelerator nothing is moved, and a warning says so. Raises ValueError if one is
+        named that is not there. `to` a device ends it.
+        """
+        self.disable_model_cpu_offload()
+        where = memory.pick_device("auto" if device is None else str(device))
+        if where.type == "cpu" and device is None:
+            logger.warning("no accelerator here: all networks stay in main memory, nothing to move")
+        else:
+            self.offload = memory.Offload(self.networks, where)
+
+    def disable_model_cpu_offload(self) -> None:
+        """All networks stay in main memory, where `to` can take them from."""
+        if self.offload is not None:
+            self.offload.end()
+        self.offload = None

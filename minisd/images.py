@@ -17,6 +17,10 @@ from torch import Tensor
 Picture = Image.Image | np.ndarray | Tensor
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 SETTINGS_KEY = "minisd"  # the PNG text chunk that holds the settings as JSON
+PARAMETERS_KEY = "parameters"  # the same as text, where AUTOMATIC1111's web UI and viewers read it
+SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "pndm": "PLMS", "euler": "Euler", "euler-a": "Euler a",
+            "heun": "Heun", "dpm++": "DPM++ 2M", "dpm++-sde": "DPM++ 2M SDE", "lcm": "LCM",
+}  # fmt: skip
 
 
 def to_numpy(images: Tensor) -> np.ndarray:
@@ -141,6 +145,21 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 4
     return sheet
 
 
+def parameters(settings: Mapping[str, Any]) -> str:
+    """Settings as picture viewers show them: the prompt, the negative prompt, and one line."""
+    names = {"num_inference_steps": "Steps", "scheduler": "Sampler", "guidance_scale": "CFG scale",
+             "seed": "Seed", "strength": "Denoising strength", "model": "Model hash"}  # fmt: skip
+    given = {**settings, "scheduler": SAMPLERS.get(settings.get("scheduler"), "unknown")}
+    line = [f"{name}: {given[key]}" for key, name in names.items() if given.get(key) is not None]
+    if settings.get("width") and settings.get("height"):
+        line.append(f"Size: {settings['width']}x{settings['height']}")
+    line.append(f"Version: minisd {settings.get('version', '')}".strip())
+    texts = [settings["prompt"]]
+    if settings.get("negative_prompt"):
+        texts.append(f"Negative prompt: {settings['negative_prompt']}")
+    return "\n".join([*texts, ", ".join(line)])
+
+
 def save_png(
     image: Image.Image, path: Path | str, settings: Mapping[str, Any] | None = None
 ) -> None:
@@ -148,6 +167,8 @@ def save_png(
     path, info = Path(path), PngInfo()
     if settings is not None:
         info.add_text(SETTINGS_KEY, json.dumps(dict(settings), ensure_ascii=True))
+        if "prompt" in settings:
+            info.add_text(PARAMETERS_KEY, parameters(settings))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         image.save(part, format="PNG", pnginfo=info)

@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,13 +22,15 @@ RESTORED = {
     "strength": "--strength",
     "mask": "--mask",
 }
+REPEATED = {"lora": "--lora", "textual_inversion": "--textual-inversion"}
+SWITCHES = {"grid": "--grid", "weighted": "--weighted"}
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        hint = "`python -m minisd --help` lists all options"
+        hint = f"`python -m {self.prog} --help` lists all options"
         self.exit(2, f"{self.prog}: error: {message}; {hint}\n")
 
 
@@ -55,6 +57,12 @@ def lora_file(argument: str) -> tuple[str, float]:
     return (match[1], float(match[2])) if match else (argument, 1.0)
 
 
+def embedding_file(argument: str) -> tuple[str, str | None]:
+    """A type for argparse: FILE:TOKEN, or FILE, which says its token itself."""
+    match = re.fullmatch(r"(.{2,}):([^:/\\]+)", argument)
+    return (match[1], match[2]) if match and not Path(argument).exists() else (argument, None)
+
+
 def text(argument: str) -> str:
     """A type for argparse: letters, and no bytes that the terminal could not read as letters."""
     try:
@@ -70,18 +78,26 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("prompt", nargs="?", type=text, help='what to draw, for example "a red boat at sunset"')
     add("-o", "--output", metavar="PATH", help="the PNG to write, or a folder; replaces the file")
-    add("--prompts", metavar="FILE", help="one prompt a line; -o is the folder; resumes")
+    add(
+        "--prompts",
+        metavar="FILE",
+        help="one prompt a line; -o is the folder; resumes, and shares the work under torchrun",
+    )
     add("--from-png", metavar="FILE", help="draw again what a picture of minisd shows")
     add("--words", action="store_true", help="list what the picture-book model knows")
     model = parser.add_argument_group("model").add_argument
     model("--weights", metavar="PATH", help="a model's folder (default: the picture-book model)")
     model("--lora", type=lora_file, action="append", metavar="FILE:SCALE",
           help="a LoRA file and how strongly to use it (default: 1); may be repeated")  # fmt: skip
+    model("--textual-inversion", type=embedding_file, action="append", metavar="FILE:TOKEN",
+          help="a learned word, and its name in prompts (default: the file's)")  # fmt: skip
     model("--device", help="auto, cpu, cuda or mps (default: auto)")
     model("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
     picture = parser.add_argument_group("picture (what is left out is the model's own)")
     add = picture.add_argument
     add("--negative-prompt", type=text, metavar="TEXT", help="what not to draw")
+    add("--weighted", action="store_true",
+        help="(red:1.3) counts more and [red] less; prompts of any length")  # fmt: skip
     add("--seed", type=seed, metavar="N", help="the same seed, the same picture")
     add("--steps", type=int, dest="num_inference_steps", metavar="N", help="denoising steps")
     add("--guidance-scale", type=float, metavar="X", help="how closely to follow the prompt")
@@ -114,6 +130,22 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--save-steps shows one prompt; leave out --prompts")
     if not in_folder(args) and Path(args.output).suffix.lower() not in ("", ".png"):
         parser.error(f"minisd writes PNG files; {args.output} does not end in .png")
+
+
+def restore(parser: Parser, argv: Sequence[str], args: argparse.Namespace) -> argparse.Namespace:
+    """The settings inside the --from-png picture, and over them what the command line says."""
+    from minisd import images
+
+    settings = images.read_settings(args.from_png)
+    old = [f"{flag}={settings[name]}" for name, flag in RESTORED.items() if name in settings]
+    old += [flag for name, flag in SWITCHES.items() if settings.get(name)]
+    for name, flag in REPEATED.items():
+        if getattr(args, name) is None:
+            old += [f"{flag}={value}" for value in settings.get(name, [])]
+    restored = parser.parse_args([*old, *argv])
+    restored.prompt = str(settings.get("prompt", "")) if args.prompt is None else args.prompt
+    restored.made_by = settings.get("model")
+    return restored
 
 
 def in_folder(args: argparse.Namespace) -> bool:

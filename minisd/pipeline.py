@@ -12,14 +12,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from minisd import call, checkpoint, images
+from minisd import call, checkpoint, guard, images
 from minisd.autoencoder import Autoencoder
 from minisd.call import Callback, Output
 from minisd.config import Defaults
 from minisd.doors import Doors
 from minisd.layers import Record
 from minisd.lora import Adapters
+from minisd.memory import Offload
 from minisd.noise import Generators, seeded
+from minisd.prompts import pair
 from minisd.schedulers import NoiseSchedule, Span
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
@@ -68,6 +70,7 @@ class StableDiffusionPipeline(Doors):
     family: str = "sd-1"
     progress_bar: dict[str, Any] = field(default_factory=dict, repr=False)
     adapters: Adapters = field(default_factory=Adapters, repr=False)
+    offload: Offload | None = field(default=None, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -111,14 +114,16 @@ class StableDiffusionPipeline(Doors):
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return next(self.unet.parameters()).device if self.offload is None else self.offload.device
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.unet.parameters()).dtype
 
     def to(self, *device_and_dtype: Any) -> Self:
-        """Move all networks to a device, a dtype or both, in place; returns the pipeline."""
+        """Move all networks to a device (no offloading then), a dtype or both; returns itself."""
+        if not all(isinstance(one, torch.dtype) for one in device_and_dtype):
+            self.disable_model_cpu_offload()
         for network in self.networks.values():
             network.to(*device_and_dtype)
         return self
@@ -137,16 +142,10 @@ class StableDiffusionPipeline(Doors):
         """b prompts to (cond, uncond), (b, 77, d) each.
 
         Without a negative prompt, uncond is the empty text. Words past the 77th token are cut, with
-        a warning. Raises ValueError if the numbers of prompts differ.
+        a warning, and brackets are text; prompts.encode reads all words and (red:1.3) as a weight.
+        Raises ValueError if the numbers of prompts differ.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = "" if negative_prompt is None else negative_prompt
-        negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
-        if not prompts or len(prompts) != len(negatives):
-            raise ValueError(
-                f"{len(prompts)} prompts and {len(negatives)} negative prompts given, expected "
-                "at least one prompt, and one negative prompt for all or for each"
-            )
+        prompts, negatives = pair(prompt, negative_prompt)
         for text in prompts + negatives:
             if cut := self.tokenizer.cut(text):
                 logger.warning("the prompt is too long; its end was cut: %r", cut)
@@ -157,13 +156,22 @@ class StableDiffusionPipeline(Doors):
     @torch.no_grad()
     def encode_image(self, image: Tensor, generator: Generators = None) -> Tensor:
         """Pictures (b, 3, h, w) in [-1, 1] to scaled latents (b, 4, h/8, w/8), sampled."""
-        posterior = self.vae.encode(image.to(self.device, self.dtype))
-        return posterior.sample(generator) * self.vae.config.scaling_factor
+        image = image.to(self.device, self.dtype)
+        posterior = guard.in_safe_precision(self.vae, self.vae.encode, image)
+        return (posterior.sample(generator) * self.vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents (b, 4, h/8, w/8) to pictures (b, 3, h, w) in [-1, 1]."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor)
+        """Scaled latents (b, 4, h/8, w/8) to pictures (b, 3, h, w) in [-1, 1].
+
+        Where half precision overflows, and only there, the autoencoder works in float32. Raises
+        ValueError rather than return NaN. See minisd.guard.
+        """
+        factor = self.vae.config.scaling_factor
+        pictures = guard.in_safe_precision(self.vae, lambda z: self.vae.decode(z / factor), latents)
+        if self.offload is not None:
+            self.offload.rest()
+        return pictures
 
     def predict(
         self,

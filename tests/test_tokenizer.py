@@ -46,7 +46,7 @@ def tiny():
     return Tokenizer.train(["a red boat on the sea", "a yellow star", "the red star"] * 4, 30)
 
 
-def generated_texts(count=600):
+def generated_texts(count=2400):
     """Texts of every kind that a user might paste."""
     rng = random.Random(0)
     words = "a red boat don't it's we'll O'Neill naïve café ½ Ⅳ 猫 寿司屋 한국어 مرحبا שלום".split()
