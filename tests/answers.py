@@ -31,6 +31,18 @@ def picture(pipe, latents):
     return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(pipe, prompts, seeds, **settings):
+    own = [seeded(seed) for seed in seeds]
+    return pipe(prompts, generator=own, output_type="latent", **settings).images
+
+
+FAULTS = dict(zip("ABCDEFG", ("shift", "once", "text", "colours", "short", "scale", "literal")))
+
+
 def nats(mean, logvar):
     return (mean**2 + logvar.exp() - 1 - logvar) / 2
 
@@ -43,11 +55,11 @@ SOLUTIONS = {
     "05.2": lambda m, v, n: m + torch.exp(v / 2) * n,
     "05.3": lambda z: 1 / z.std(),
     "05.4": lambda m, v: nats(m, v).sum((1, 2, 3)),
-    "11.2": lambda u, c, w: u + w * (c - u),
-    "11.3": loop,
-    "11.4": picture,
+    "11.1": loop,
+    "11.2": picture,
+    "11.3": batch,
 }
-PREDICTED = {"02.1": 353, "02.4": 0.068, "03.1": 1, "05.1": 48, "11.1": (20, 40)}
+PREDICTED = {"02.1": 353, "02.4": 0.068, "03.1": 1, "05.1": 48, "11.4": FAULTS}
 WORDS = "it would be different every time and so nobody could ever compute it back again"
 OPEN = {
     "02.5": WORDS,
@@ -121,27 +133,38 @@ WRONG = {
         "mean": lambda m, v: nats(m, v).mean((1, 2, 3)),
         "one": lambda m, v: (nats(m, v) + 0.5).sum((1, 2, 3)),
     },
-    "11.1": {"calls": (40, 40), "turned": (40, 20), "no text": (20, 20), "other": (3, 4)},
-    "11.2": {
-        "start": lambda u, c, w: c + w * (c - u),
-        "swapped": lambda u, c, w: c + w * (u - c),
-        "sign": lambda u, c, w: u - w * (c - u),
-        "no difference": lambda u, c, w: u + w * c,
-        "no start": lambda u, c, w: w * (c - u),
-    },
-    "11.3": {
+    "11.1": {
         "no guidance": lambda *a: loop(*a, mistake="free"),
         "swapped": lambda *a: loop(*a, mistake="swap"),
         "order": lambda *a: loop(*a, mistake="order"),
         "x_0": lambda *a: loop(*a, mistake="x_0"),
         "nothing done": lambda pipe, x_T, *a: x_T,
     },
-    "11.4": {
+    "11.2": {
         "no scale": lambda p, z: picture(p, z * p.vae.config.scaling_factor),
         "times": lambda p, z: picture(p, z * p.vae.config.scaling_factor**2),
         "no shift": lambda p, z: p.decode_latents(z).permute(0, 2, 3, 1),
         "no clamp": lambda p, z: (p.decode_latents(z) / 2 + 0.5).permute(0, 2, 3, 1),
         "channels": lambda p, z: picture(p, z).permute(0, 3, 1, 2),
         "turned": lambda p, z: picture(p, z).transpose(1, 2),
+    },
+    "11.3": {
+        "one for all": lambda pipe, prompts, seeds: (
+            pipe(prompts, generator=seeded(seeds[0]), output_type="latent").images
+        ),
+        "same noise": lambda pipe, prompts, seeds: batch(pipe, prompts, seeds[:1] * len(seeds)),
+        "first prompt": lambda pipe, prompts, seeds: batch(pipe, prompts[:1] * 3, seeds),
+        "sorted": lambda pipe, prompts, seeds: batch(pipe, prompts, sorted(seeds)),
+        "backwards": lambda *a: batch(*a).flip(0),
+        "counted": lambda pipe, prompts, seeds: batch(pipe, prompts, range(len(seeds))),
+        "no guidance": lambda *a: batch(*a, guidance_scale=1.0),
+    },
+    "11.4": {
+        "a list": list(FAULTS.values()),
+        "a letter missing": {**FAULTS, "C": None},
+        "no such name": {**FAULTS, "C": "grain"},
+        "first and second": {**FAULTS, "A": "once", "B": "shift"},
+        "pale and dark": {**FAULTS, "F": "shift", "A": "scale"},
+        "grain and patches": {**FAULTS, "E": "literal", "G": "short"},
     },
 }

@@ -1,7 +1,9 @@
 """Figures: each has alt text, keeps to its size, shows its data, and leaves them as they are."""
 
+import base64
 import inspect
 import json
+import re
 from io import BytesIO
 
 import matplotlib
@@ -71,6 +73,32 @@ def test_the_notebook_output_carries_the_alt_text():
     assert ALT in data["text/plain"]
 
 
+def copy_of(figure):
+    return base64.b64decode(figure._repr_mimebundle_()[0]["image/png"])
+
+
+def pixels_of(png):
+    return np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(float)
+
+
+def test_the_notebooks_copy_of_a_noisy_sheet_is_small_and_looks_the_same():
+    blobs = torch.nn.functional.interpolate(draw(1, 12, 3, 9, 9), scale_factor=10, mode="bicubic")
+    noisy = (blobs + 0.03 * draw(2, *blobs.shape)).clamp(-1, 1)
+    figure = viz.grid(list(noisy), alt=ALT, size=90, caption="a caption")
+    copy = copy_of(figure)
+    assert len(copy) < 0.6 * len(figure.png)
+    shown, full = pixels_of(copy), pixels_of(figure.png)
+    white = (full == 255).all(axis=2)
+    assert (shown[white] == 255).all()
+    apart = torch.from_numpy(shown - full).permute(2, 0, 1)[None]
+    assert torch.nn.functional.avg_pool2d(apart, 8).abs().mean() < 4  # of 255
+
+
+def test_the_notebooks_copy_is_exact_where_few_colours_would_spare_nothing():
+    figure = viz.latent_channels(draw(1, 2, 4, 16, 16), alt=ALT)
+    assert (pixels_of(copy_of(figure)) == pixels_of(figure.png)).all()
+
+
 def test_a_saved_figure_is_a_whole_png_that_holds_its_alt_text(tmp_path):
     figure = viz.show(pictures(1)[0], alt=ALT, caption="a caption")
     figure.save(tmp_path / "figure.png")
@@ -91,6 +119,14 @@ def test_the_same_call_gives_the_same_figure_in_any_style():
     first = viz.lines([1, 2], {"x": [1, 2]}, alt=ALT).png
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):
         assert viz.lines([1, 2], {"x": [1, 2]}, alt=ALT).png == first
+
+
+def test_a_logarithmic_axis_shows_small_and_large_values():
+    """Limits taken from the linear axis, below 0, would push all lines to the upper edge."""
+    figure = viz.lines(range(9), {"x": [10.0 ** (-i / 2) for i in range(9)]}, alt=ALT, log_y=True)
+    blue = (np.abs(np.asarray(figure.image).astype(int) - (0, 0x72, 0xB2)) < 12).all(axis=2)
+    rows = np.flatnonzero(blue.any(axis=1))
+    assert rows.max() - rows.min() > 200  # of a plot 280 pixels high
 
 
 def test_the_readers_settings_of_matplotlib_stay():
@@ -126,6 +162,27 @@ def test_wrapped_lines_are_no_wider_than_asked():
     assert len(lines) > 2
     assert all(text_width(line) <= 120 for line in lines)
     assert " ".join(lines) == text
+
+
+def test_latents_stand_between_what_was_encoded_and_what_was_decoded():
+    z, x = draw(1, 2, 4, 8, 8), pictures(1, 2)
+    alone = viz.latent_channels(z, alt=ALT).image
+    figures = [
+        viz.latent_channels(z, alt=ALT, before=x).image,
+        viz.latent_channels(z, alt=ALT, after=x).image,
+        viz.latent_channels(z, alt=ALT, before=x, after=x).image,
+    ]
+    assert alone.width < figures[0].width < figures[2].width
+    assert len({image.tobytes() for image in figures}) == 3
+    assert viz.latent_channels(z, alt=ALT, before=x).png != (
+        viz.latent_channels(z, alt=ALT, before=x.flip(0)).png
+    )
+
+
+@pytest.mark.parametrize("name", ["before", "after", "row_titles"])
+def test_another_number_of_pictures_than_latents_is_told(name):
+    with pytest.raises(ValueError, match=f"3 {name} were given for 2 latents"):
+        viz.latent_channels(draw(1, 2, 4, 8, 8), alt=ALT, **{name: ["a", "b", "c"]})
 
 
 def test_latent_maps_of_one_limit_have_one_scale():
@@ -187,6 +244,22 @@ def test_the_shape_walk_is_the_record_in_order(record):
     assert not any(path.endswith(("probabilities", "skip")) for path, _ in walk)
 
 
+def test_every_skip_of_the_way_up_is_an_output_of_the_way_down_the_last_made_first_read(record):
+    sources = viz.skip_sources(record)
+    assert list(sources) == [path for path in record if re.fullmatch(r"up\.\d\.resnets\.\d", path)]
+    order = list(record)
+    places = [order.index(source) for source in sources.values()]
+    assert places == sorted(places, reverse=True)
+    assert sources["up.0.resnets.0"].startswith("down.1.")
+    assert list(sources.values())[-1] == "conv_in"
+
+
+def test_a_map_of_a_record_without_skips_says_what_is_missing():
+    record = {"conv_in": torch.zeros(1, 4, 8, 8)}
+    with pytest.raises(ValueError, match="no skips"):
+        viz.module_map(record, record, record, steps=1, alt=ALT)
+
+
 def test_the_guidance_plane_keeps_lengths_and_angles():
     u, c = draw(1, 2), draw(2, 2)
     a, b = viz.guidance_plane(u, c)
@@ -209,3 +282,16 @@ def test_an_animation_shows_its_film_strip_beside_it_and_stops_by_itself(tmp_pat
     assert 'alt="a &quot;red&quot; boat"' in made._repr_html_()
     made.save(tmp_path / "run.gif")
     assert Image.open(tmp_path / "run.gif").info["loop"] == 2  # twice more, then still
+
+
+def test_pictures_of_one_frame_play_side_by_side_and_have_a_row_of_the_strip_each():
+    frames = [list(pictures(seed, 2)) for seed in range(4)]
+    made = viz.animation(frames, row_titles=["left", "right"], alt=ALT, size=12)
+    assert Image.open(BytesIO(made.gif)).size == (12 + 4 + 12, 12)
+    one = viz.animation([frame[0] for frame in frames], alt=ALT, size=12)
+    assert made.strip.image.height > 1.5 * one.strip.image.height
+
+
+def test_frames_of_different_numbers_of_pictures_are_told():
+    with pytest.raises(ValueError, match=r"\[2, 1\] pictures"):
+        viz.animation([list(pictures(1, 2)), pictures(1, 1)[0]], alt=ALT)

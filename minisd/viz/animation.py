@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from minisd.images import grid
 from minisd.viz.figure import Figure, Picture, as_pils, require_alt
 from minisd.viz.images import table
 
@@ -52,8 +53,9 @@ class Animation:
 
 
 def animation(
-    frames: Sequence[Picture],
+    frames: Sequence[Picture | Sequence[Picture]],
     titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
     *,
     alt: str,
     caption: str = "",
@@ -62,13 +64,18 @@ def animation(
 ) -> Animation:
     """Play pictures, `seconds` each; a strip of up to 8 of them, with titles, stays in view.
 
-    Of more than 25 frames 25 are kept, evenly, and the caption says so.
+    A frame may be several pictures: they play side by side, and each has a row of the strip, named
+    by `row_titles`. `size` is the longer side of one picture in pixels. Of more than 25 frames 25
+    are kept, evenly, and the caption says so.
     """
     require_alt(alt)
     if len(titles) not in (0, len(frames)):
         raise ValueError(f"{len(titles)} titles were given for {len(frames)} frames")
     kept = _evenly(len(frames), MAX_FRAMES)
-    pils = [_sized(picture, size) for picture in as_pils([frames[i] for i in kept])]
+    shots = [[_sized(picture, size) for picture in as_pils(frames[i])] for i in kept]
+    if len(set(map(len, shots))) != 1:
+        raise ValueError(f"the frames have {[len(s) for s in shots]} pictures, expected one number")
+    pils = [grid(shot, len(shot)) for shot in shots]
     if len(kept) < len(frames):
         caption = f"{caption} ({len(kept)} of {len(frames)} frames)".strip()
     buffer = BytesIO()
@@ -77,9 +84,8 @@ def animation(
 
     shown = _evenly(len(pils), STRIP)
     names = [titles[kept[i]] if titles else f"frame {kept[i] + 1}" for i in shown]
-    strip = table(
-        [[pils[i] for i in shown]], column_titles=names, alt=f"Film strip: {alt}", caption=caption
-    )
+    rows = [[shots[i][j] for i in shown] for j in range(len(shots[0]))]
+    strip = table(rows, row_titles, names, alt=f"Film strip: {alt}", caption=caption)
     return Animation(buffer.getvalue(), strip, alt, caption)
 
 

@@ -48,8 +48,8 @@ def lines(
             axes.errorbar(
                 xs, numbers(y), error, label=name, marker=marker, markersize=5, capsize=3, **style
             )
-        axes.set(xlabel=x_label, ylabel=y_label, ylim=y_limits)
         axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=y_limits)
         if log_y:
             plain_ticks(axes.yaxis)
         if markers and len(xs) <= 12:

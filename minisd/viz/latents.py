@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minisd.viz.figure import SIGNED, WIDTH, Figure, sheet, wrap
+from minisd.viz.figure import SIGNED, WIDTH, Figure, Picture, as_pil, sheet, wrap
 
 
 def latent_channels(
@@ -16,36 +17,49 @@ def latent_channels(
     row_titles: Sequence[str] = (),
     *,
     alt: str,
+    before: Sequence[Picture] = (),
+    after: Sequence[Picture] = (),
     limit: float = 3.0,
     size: int = 150,
     caption: str = "",
 ) -> Figure:
     """Every channel of every latent as a map: red above zero, white at zero, blue below.
 
-    latents: (c, h, w) or (b, c, h, w), one row each. `limit` is the end of the scale: keep it the
-    same where figures are compared; 3 suits scaled latents, whose standard deviation is 1.
+    latents: (c, h, w) or (b, c, h, w), one row each. `before`: b pictures that were encoded, drawn
+    on the left; `after`: b pictures that were decoded, on the right. `limit` is the end of the
+    scale: keep it the same where figures are compared; 3 suits scaled latents, whose standard
+    deviation is 1. Raises ValueError for another shape, or not b titles or pictures.
     """
     maps = latents.detach().cpu().float()
     maps = maps[None] if maps.ndim == 3 else maps
     if maps.ndim != 4:
         raise ValueError(f"latents have shape {tuple(latents.shape)}, expected (b, c, h, w)")
     b, c, h, w = maps.shape
-    if len(row_titles) not in (0, b):
-        raise ValueError(f"{len(row_titles)} row_titles were given for {b} latents")
-    left, gap = 10 + 110 * bool(row_titles), 8
-    wide = min(size * w / max(h, w), (WIDTH - left - 70) / c - gap)
-    high = wide * h / w
-    with sheet(left + c * (wide + gap) + 62, 30 + b * (high + gap), alt, caption) as page:
+    for name, given in (("row_titles", row_titles), ("before", before), ("after", after)):
+        if len(given) not in (0, b):
+            raise ValueError(f"{len(given)} {name} were given for {b} latents")
+    left, gap, bar = 10 + 110 * bool(row_titles), 8, 62
+    first, columns = bool(len(before)), c + bool(len(before)) + bool(len(after))
+    wide = min(size * w / max(h, w), (WIDTH - left - bar - gap) / columns - gap)
+    high, pitch = wide * h / w, wide + gap
+    end = left + (first + c) * pitch  # of the maps
+    with sheet(left + columns * pitch + bar, 30 + b * (high + gap), alt, caption) as page:
+        names = ["encoded"] * first + [f"channel {j}" for j in range(c)]
+        for j, name in enumerate(names):
+            page.text(left + j * pitch + wide / 2, 22, name, ha="center")
         for i in range(b):
             y = 28 + i * (high + gap)
+            for x, pictures in ((left, before), (end + bar, after)):
+                if len(pictures):
+                    page.picture(x, y, wide, high).imshow(np.asarray(as_pil(pictures[i])))
             for j in range(c):
-                axes = page.picture(left + j * (wide + gap), y, wide, high)
+                axes = page.picture(left + (first + j) * pitch, y, wide, high)
                 mapped = axes.imshow(maps[i, j].numpy(), SIGNED, vmin=-limit, vmax=limit)
             if row_titles:
                 page.text(left - 8, y + high / 2, wrap(row_titles[i], 104), ha="right", va="center")
-        for j in range(c):
-            page.text(left + j * (wide + gap) + wide / 2, 22, f"channel {j}", ha="center")
-        page.color_bar(mapped, left + c * (wide + gap), 28, b * (high + gap) - gap)
+        if len(after):
+            page.text(end + bar + wide / 2, 22, "decoded", ha="center")
+        page.color_bar(mapped, end, 28, b * (high + gap) - gap)
         return page.finish()
 
 

@@ -107,14 +107,14 @@ EXERCISES = {
     ),
     "03.2": Exercise(
         "fill-in",
-        "write loss(model, x_0, eps, t, alphas_bar): x_0, eps (b, c, h, w), t (b,), "
+        "write loss_by_hand(model, x_0, eps, t, alphas_bar): x_0, eps (b, c, h, w), t (b,), "
         "alphas_bar (1000,); model(x_t, t) predicts eps; returns one number",
         loss,
         "the right number, and the gradient flows",
     ),
     "03.3": Exercise(
         "fill-in",
-        "write predict_x0(x_t, eps, alpha_bar): the clean picture that this noise implies",
+        "write clean_picture(x_t, eps, alpha_bar): the clean picture that this noise implies",
         clean,
         "the inverse of add_noise",
     ),

@@ -104,7 +104,8 @@ EXERCISES = {
         "open",
         "set one channel of a latent to zero and decode it: what changes, channel by channel?",
         sentences(),
-        "to compare: no channel is a colour or a shape by itself; each carries a mixture of "
-        "lightness and hue, and the decoder reads all four together",
+        "to compare: the shapes stay in place and the colours change; no channel is a colour by "
+        "itself, and one that hardly varies is hardly missed: the decoder reads all of them "
+        "together",
     ),
 }  # fmt: skip

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from minisd import images
 from minisd.autoencoder import Autoencoder
-from minisd.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from minisd.config import AutoencoderConfig, Defaults, TextEncoderConfig, UNetConfig
+from minisd.noise import draw_noise
 from minisd.pipeline import StableDiffusionPipeline
 from minisd.schedulers import DDIMScheduler
 from minisd.teach.checks import Exercise, call, compare, sentences
@@ -17,6 +18,17 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 
 STEPS, SCALE = 4, 3.0
+DEFAULTS = Defaults(STEPS, SCALE, height=32, width=32)
+FAULTS = {  # of the autopsy: the name of a fault, and how it shows
+    "text": "without the prompt comes a picture, but not of what was asked for",
+    "once": "one prediction from pure noise is a blurred mean of many pictures, smooth and vague",
+    "literal": "subtracted without a scale, too much noise goes: hard patches in loud colours",
+    "short": "what was not denoised stays grain, with the picture already behind it",
+    "scale": "latents that are too small lose contrast: everything is there, and pale",
+    "shift": "where [-1, 1] is taken for [0, 1], all that is darker than middle grey is black",
+    "colours": "red and blue change places, and every shape stays as it was",
+}
+PATIENTS = dict(zip("ABCDEFG", ("shift", "once", "text", "colours", "short", "scale", "literal")))
 
 
 @cache
@@ -33,50 +45,21 @@ def toy() -> StableDiffusionPipeline:
         vae = AutoencoderConfig(widths=(8, 8, 8, 8), layers_per_level=1, norm_groups=4)
         networks = TextEncoder(text), UNet(unet), Autoencoder(vae)
     frozen = [network.eval().requires_grad_(False) for network in networks]
-    return StableDiffusionPipeline(tokenizer, *frozen, DDIMScheduler())
-
-
-def calls(answer: Any) -> str:
-    given = tuple(int(n) for n in answer)
-    return {
-        (20, 40): "",
-        (40, 40): "both predictions of a step are made in one call, on a batch of two",
-        (40, 20): "the other way round: every call evaluates two predictions",
-        (20, 20): "with guidance, every step needs two predictions: with text and without",
-        (1, 20): "the UNet is called once in every step",
-        (21, 42): "the text encoder and the decoder run too, but they are not the UNet",
-    }.get(given, "give a pair (calls, evaluations): 20 steps, each with text and without")
-
-
-def guide(answer: Any) -> str:
-    g = torch.Generator().manual_seed(11)
-    u, c = torch.randn(2, 1, 4, 4, 4, generator=g)
-    w = 5.0
-    return compare(call(answer, u, c, w), u + w * (c - u), {
-        "the start is wrong: one goes from the prediction without text, so that w = 1 gives the "
-        "one with text": c + w * (c - u),
-        "with and without text are swapped": c + w * (u - c),
-        "the direction is wrong: it points away from the text": u - w * (c - u),
-        "the difference is missing: only what the text changes is multiplied by w": u + w * c,
-        "the start is missing: add the difference to the prediction without text": w * (c - u),
-        "w is not used: this is the prediction with text, w = 1": c,
-        "this is a mean of the two; guidance goes on past the prediction with text": (u + c) / 2,
-    })  # fmt: skip
+    return StableDiffusionPipeline(
+        tokenizer, *frozen, DDIMScheduler(), DEFAULTS, progress_bar={"disable": True}
+    )
 
 
 def run(pipe: StableDiffusionPipeline, x_T: Tensor, cond: Tensor, uncond: Tensor,
-        mistake: str = "") -> Tensor:  # fmt: skip
+        mistake: str = "", n: int = STEPS, scale: float = SCALE) -> Tensor:  # fmt: skip
     """The loop with one mistake in it, to be recognised by its result."""
-    plan = pipe.scheduler.plan(STEPS)
-    if mistake == "order":
-        plan = plan[::-1]
-    first, x_t, x_0 = pipe.predict(x_T, plan[0], cond, uncond, SCALE), x_T, x_T
-    for span in plan[:1] if mistake == "one" else plan:
-        if mistake == "swap":
-            eps = pipe.predict(x_t, span, uncond, cond, SCALE)
-        else:
-            eps = pipe.predict(x_t, span, cond, uncond, 1.0 if mistake == "free" else SCALE)
-        eps = first if mistake == "stale" else eps
+    plan = pipe.scheduler.plan(n)
+    plan = {"order": plan[::-1], "one": plan[:1], "short": plan[: 2 * n // 3]}.get(mistake, plan)
+    texts = {"swap": (uncond, cond), "text": (uncond, uncond)}.get(mistake, (cond, uncond))
+    scale = 1.0 if mistake == "free" else scale
+    first, x_t, x_0 = pipe.predict(x_T, plan[0], *texts, scale), x_T, x_T
+    for span in plan:
+        eps = first if mistake == "once" else pipe.predict(x_t, span, *texts, scale)
         x_prev, x_0 = pipe.scheduler.step(eps, span, x_t)
         x_t = x_t - eps if mistake == "literal" else x_prev
     return x_0 if mistake == "x_0" else x_t
@@ -91,9 +74,10 @@ def loop(answer: Any) -> str:
     *_, last = pipe.denoise(x_T, cond, uncond, STEPS, SCALE)
     mistakes = {
         "guidance is missing: the prediction without text is not used": "free",
+        "the prompt is not used: cond is missing": "text",
         "cond and uncond are swapped: the loop runs away from the text": "swap",
         "the order is wrong: the plan begins at the noisiest timestep": "order",
-        "the noise was predicted once, before the loop; predict it anew in every step": "stale",
+        "the noise was predicted once, before the loop; predict it anew in every step": "once",
         "the loop stops after its first step": "one",
         "noise is subtracted literally; pipe.scheduler.step scales it": "literal",
         "that is the predicted x_0 of the last step; step returns (x_prev, x_0)": "x_0",
@@ -139,38 +123,104 @@ class _LoudVae:
         return self.decode(latents / self.config.scaling_factor)
 
 
+@torch.no_grad()
+def batch(answer: Any) -> str:
+    pipe, prompts, seeds = toy(), ["a red boat", "a boat", "red"], [3, 1, 2]
+
+    def latents(prompts: list[str], seeds: list[int], **settings: Any) -> Tensor:
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        given = own[0] if len(own) == 1 else own
+        return pipe(prompts, generator=given, output_type="latent", **settings).images
+
+    right = torch.cat([latents([p], [s]) for p, s in zip(prompts, seeds)])
+    return compare(call(answer, pipe, prompts, seeds), right, {
+        "one generator draws for the whole batch, so that only the first picture is as it would be "
+        "alone; give the pipeline a list, one generator for each": latents(prompts, seeds[:1]),
+        "all pictures start from the same noise: each has a seed of its own":
+            latents(prompts, seeds[:1] * 3),
+        "all pictures have the first prompt": latents(prompts[:1] * 3, seeds),
+        "the seeds are sorted; a seed belongs to the prompt in its place":
+            latents(prompts, sorted(seeds)),
+        "the last comes first: keep the order of the prompts": right.flip(0),
+        "the pictures are counted for seeds: use the seeds that are given":
+            latents(prompts, [0, 1, 2]),
+        "the guidance is not the pipeline's own: leave it out":
+            latents(prompts, seeds, guidance_scale=1.0),
+    })  # fmt: skip
+
+
+@torch.no_grad()
+def patients(
+    pipe: StableDiffusionPipeline, prompt: str, seed: int, n: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A picture (3, h, w) in [-1, 1] and, by letter, what becomes of it by one fault each."""
+    cond, uncond = pipe.encode_prompt(prompt)
+    channels, side = pipe.unet.config.in_channels, pipe.vae.config.downscale
+    shape = 1, channels, pipe.defaults.height // side, pipe.defaults.width // side
+    x_T = draw_noise(shape, torch.Generator().manual_seed(seed), pipe.device, pipe.dtype)
+
+    def drawn(mistake: str = "") -> Tensor:
+        return run(pipe, x_T, cond, uncond, mistake, n, pipe.defaults.guidance_scale)
+
+    latents = drawn()
+    healthy = pipe.decode_latents(latents)[0]
+    made = {fault: pipe.decode_latents(drawn(fault))[0]
+            for fault in ("text", "once", "literal", "short")}  # fmt: skip
+    made["scale"] = pipe.vae.decode(latents)[0]
+    made["shift"] = 2 * healthy.clamp(0, 1) - 1
+    made["colours"] = healthy.flip(0)
+    return healthy, {letter: made[fault] for letter, fault in PATIENTS.items()}
+
+
+def autopsy(answer: Any) -> str:
+    if not isinstance(answer, dict):
+        return 'give a dictionary, a fault for each letter: {"A": "short", "B": ...}'
+    if missing := [letter for letter in PATIENTS if not answer.get(letter)]:
+        return f"no fault is given for {', '.join(missing)}"
+    if unknown := [name for name in answer.values() if name not in FAULTS]:
+        return f"{unknown[0]!r} is no name of a fault; they are {', '.join(FAULTS)}"
+    wrong = [letter for letter, fault in PATIENTS.items() if answer[letter] != fault]
+    if not wrong:
+        return ""
+    claimed = answer[wrong[0]]
+    count = len(PATIENTS) - len(wrong)
+    return f"{count} of 7 are right. {wrong[0]} is not {claimed!r}: {FAULTS[claimed]}"
+
+
 EXERCISES = {
     "11.1": Exercise(
-        "predict",
-        "20 steps with guidance: how many (calls, evaluations) of the UNet? Give the pair",
-        calls,
-        "20 calls on a doubled batch, 40 evaluations; encoder and decoder run once",
-    ),
-    "11.2": Exercise(
-        "fill-in",
-        "write guide(uncond, cond, w): the guided prediction",
-        guide,
-        "w = 0 is without text, w = 1 with it, and beyond 1 it goes on",
-    ),
-    "11.3": Exercise(
         "fill-in",
         "write loop(pipe, x_T, cond, uncond, n, w) from pipe.scheduler.plan(n), pipe.unet and "
         "pipe.scheduler.step(eps, span, x_t): the final latents",
         loop,
         "equal to the pipeline's own latents",
     ),
-    "11.4": Exercise(
+    "11.2": Exercise(
         "fill-in",
-        "write picture(pipe, latents): scaled latents to pixels (b, h, w, 3) in [0, 1]",
+        "write to_pixels(pipe, latents): scaled latents to pixels (b, h, w, 3) in [0, 1]",
         picture,
         "unscaled, decoded, shifted, cut off, channels last",
     ),
+    "11.3": Exercise(
+        "fill-in",
+        "write batch(pipe, prompts, seeds): the final latents (b, 4, h/8, w/8) of one call of the "
+        "pipeline, each picture as its prompt and its seed would give it alone",
+        batch,
+        "in one call or in many: the same pictures",
+    ),
+    "11.4": Exercise(
+        "predict",
+        "seven pipelines, one fault in each: name the fault of every letter, as "
+        '{"A": "short", "B": ...}',
+        autopsy,
+        "each fault has its own look, and names the line of code to read first",
+    ),
     "11.5": Exercise(
         "open",
-        "leave out one thing at a time (guidance, 1 / scaling factor, the last step, the order of "
-        "the timesteps): how can each be told from its picture?",
+        "break one thing more, of your own choosing: what did you expect, what does the picture "
+        "show, and why?",
         sentences(),
-        "to compare: without guidance a plausible picture of something else; without unscaling "
-        "flat grey; without the last step faint grain; in the wrong order noise",
+        "to compare: with the two texts exchanged, guidance leads away from the prompt, and the "
+        "picture is of anything but what was asked for",
     ),
 }
