@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-METHODS = ("fused", "plain", "sliced")
+METHODS = ("fused", "efficient", "plain", "sliced")
+EFFICIENT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION]  # the first that can
 
 
 def attention_probabilities(q: Tensor, k: Tensor, causal: bool = False) -> Tensor:
@@ -29,29 +31,43 @@ def attend_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tenso
     return attention_probabilities(q, k, causal) @ v
 
 
-def attend_sliced(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """The formula, one head of one picture at a time: the same numbers, less memory at once."""
+def attend_sliced(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, slice_size: int = 1
+) -> Tensor:
+    """The formula, a few heads of one picture at a time: the same numbers, less memory at once."""
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     for b in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            one = (slice(b, b + 1), slice(head, head + 1))
-            out[one] = attend_plain(q[one], k[one], v[one], causal)
+        for head in range(0, q.shape[1], slice_size):
+            some = (slice(b, b + 1), slice(head, head + slice_size))
+            out[some] = attend_plain(q[some], k[some], v[some], causal)
     return out
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, method: str = "fused") -> Tensor:
-    """softmax(q k^T / sqrt(d)) v by one of three equal ways. [Attention Is All You Need, Eq. 1]
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = False,
+    method: str = "fused",
+    slice_size: int = 1,
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by one of four equal ways. [Attention Is All You Need, Eq. 1]
 
     q: (b, heads, n, d), k: (b, heads, m, d), v: (b, heads, m, d). Returns (b, heads, n, d).
-    "fused" is PyTorch's kernel, which never stores the n x m probabilities; "plain" is the formula;
-    "sliced" is the formula head by head. Raises ValueError for another method.
+    "fused" is PyTorch's choice of kernel, on most devices one that never stores the n x m
+    probabilities; "efficient" is such a one on CUDA and on the CPU (where it is the same one), or
+    an error; "plain" is the formula; "sliced" is the formula for `slice_size` heads at a time.
+    Raises ValueError for another method.
     """
     if method == "fused":
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if method == "efficient":
+        with sdpa_kernel(EFFICIENT, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     if method == "plain":
         return attend_plain(q, k, v, causal)
     if method == "sliced":
-        return attend_sliced(q, k, v, causal)
+        return attend_sliced(q, k, v, causal, slice_size)
     raise ValueError(f"attention method {method!r} is unknown, expected one of {METHODS}")
 
 
@@ -60,6 +76,7 @@ class Attention(nn.Module):
 
     path = ""  # where this module sits in its network, e.g. "mid.attention.block.cross_attn"
     method = "fused"
+    slice_size = 1
 
     def __init__(
         self,
@@ -90,7 +107,7 @@ class Attention(nn.Module):
         k = rearrange(self.k(context), split, heads=self.heads)
         v = rearrange(self.v(context), split, heads=self.heads)
         if record is None:
-            mixed = attend(q, k, v, self.causal, self.method)
+            mixed = attend(q, k, v, self.causal, self.method, self.slice_size)
         else:
             probabilities = attention_probabilities(q, k, self.causal)
             record[f"{self.path}.probabilities"] = probabilities

@@ -11,6 +11,7 @@ from minisd.attention import Attention
 from minisd.config import AutoencoderConfig
 from minisd.layers import Downsample, Record, ResnetBlock, Upsample, keep
 from minisd.noise import Generators, draw_noise
+from minisd.tiling import InParts
 
 EPS = 1e-6  # every group norm of the autoencoder; the UNet's residual blocks have 1e-5
 
@@ -159,7 +160,7 @@ class Decoder(nn.Module):
         return keep(record, f"{self.path}.conv_out", self.conv_out(F.silu(self.norm_out(x))))
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(InParts, nn.Module):
     """Stable Diffusion's KL autoencoder; latents here are unscaled. [LDM 3.1]"""
 
     def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):
@@ -184,12 +185,20 @@ class Autoencoder(nn.Module):
                 f"the image has shape {tuple(image.shape)}, expected (b, 3, h, w) with h and w "
                 f"divisible by {side}; resize or crop it"
             )
-        mean, logvar = self.quant_conv(self.encoder(image, record)).chunk(2, dim=1)
+
+        def moments(image: Tensor) -> Tensor:
+            return self.quant_conv(self.encoder(image, record))
+
+        mean, logvar = self.in_parts(moments, image, 1, side, record).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30.0, 20.0))  # ldm: keeps exp in range
 
     def decode(self, z: Tensor, record: Record = None) -> Tensor:
         """z: (b, 4, h, w). Returns the picture, (b, 3, 8h, 8w), in [-1, 1] up to overshoot."""
-        return self.decoder(self.post_quant_conv(z), record)
+
+        def picture(z: Tensor) -> Tensor:
+            return self.decoder(self.post_quant_conv(z), record)
+
+        return self.in_parts(picture, z, self.config.downscale, 1, record)
 
     def forward(self, image: Tensor) -> Tensor:
         """The reconstruction of image (b, 3, h, w) from the mean of its latent."""

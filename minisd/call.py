@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minisd import guard, images
+from minisd.arguments import shape_of, whole
 from minisd.noise import Generators, draw_noise
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ def conditions(
     """cond and uncond from prompts or from their embeddings, (b, 77, d) each: one for each
     picture, those of a prompt together.
     """
-    if num_images_per_prompt < 1:
+    if whole("num_images_per_prompt", num_images_per_prompt) < 1:
         raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, expected at least 1")
     if (prompt is None) == (prompt_embeds is None):
         raise ValueError("give either a prompt or prompt_embeds, and not both")
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("give either a negative_prompt or negative_prompt_embeds, not both")
+    check_embeddings(pipe, "prompt_embeds", prompt_embeds)
+    check_embeddings(pipe, "negative_prompt_embeds", negative_prompt_embeds)
     texts = [""] * len(prompt_embeds) if prompt is None else prompt
     cond, uncond = pipe.encode_prompt(texts, negative_prompt, clip_skip)
     if prompt_embeds is not None:
@@ -64,11 +67,23 @@ def conditions(
     return cond.repeat_interleave(n, dim=0), uncond.repeat_interleave(n, dim=0)
 
 
+def check_embeddings(pipe: "StableDiffusionPipeline", name: str, given: Tensor | None) -> None:
+    """Raises ValueError unless they are left out or (b, m, d), d as the UNet reads it."""
+    d = pipe.unet.config.context_width
+    if given is not None and not (
+        isinstance(given, Tensor) and given.ndim == 3 and given.shape[2] == d and given.numel()
+    ):
+        raise ValueError(
+            f"{name} have shape {shape_of(given)}, expected a tensor (b, 77, {d}) such as "
+            "pipe.encode_prompt gives"
+        )
+
+
 def latent_shape(
     pipe: "StableDiffusionPipeline", batch: int, height: int | None, width: int | None
 ) -> tuple[int, int, int, int]:
-    height = pipe.defaults.height if height is None else height
-    width = pipe.defaults.width if width is None else width
+    height = pipe.defaults.height if height is None else whole("height", height)
+    width = pipe.defaults.width if width is None else whole("width", width)
     side = pipe.vae.config.downscale
     if height < side or width < side or height % side or width % side:
         raise ValueError(
@@ -80,17 +95,17 @@ def latent_shape(
 
 def start(
     pipe: "StableDiffusionPipeline",
-    shape: tuple[int, int, int, int],
+    expected: tuple[int, int, int, int],
     latents: Tensor | None,
     generator: Generators,
     num_inference_steps: int | None,
 ) -> Tensor:
     """The noise that a run starts from: drawn, or the caller's, at the scheduler's level."""
     if latents is None:
-        latents = draw_noise(shape, generator, pipe.device, pipe.dtype)
-    elif latents.ndim != 4 or latents.shape[:2] != shape[:2]:
+        latents = draw_noise(expected, generator, pipe.device, pipe.dtype)
+    if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[:2] != expected[:2]:
         raise ValueError(
-            f"latents have shape {tuple(latents.shape)}, expected {shape[:2]} and h/8, w/8"
+            f"latents have shape {shape_of(latents)}, expected a tensor {expected[:2]} and h/8, w/8"
         )
     plan = pipe.scheduler.plan(pipe.steps(num_inference_steps))
     return latents.to(pipe.device, pipe.dtype) * pipe.scheduler.init_noise_sigma(plan)

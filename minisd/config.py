@@ -158,9 +158,14 @@ class ScheduleConfig(JsonConfig):
         for name, allowed in choices.items():
             value = getattr(self, name)
             _check(value in allowed, f"{name} is {value!r}, expected one of {allowed}")
+        for name, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
+            value = getattr(self, name)
+            fits = isinstance(value, int) and value >= least
+            _check(fits, f"{name} is {value!r}, expected a whole number, at least {least}")
+        betas = (self.beta_start, self.beta_end)
         _check(
-            self.num_train_timesteps > 0,
-            f"num_train_timesteps is {self.num_train_timesteps}, expected at least 1",
+            all(isinstance(beta, int | float) and 0 < beta < 1 for beta in betas),
+            f"beta_start and beta_end are {betas}, expected numbers between 0 and 1",
         )
 
 

@@ -14,6 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from minisd.arguments import whole
+
 Picture = Image.Image | np.ndarray | Tensor
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 SETTINGS_KEY = "minisd"  # the PNG text chunk that holds the settings as JSON
@@ -80,8 +82,8 @@ def to_tensor(
         names = ", ".join(f"{h} x {w}" for h, w in sorted(sizes))
         raise ValueError(f"the pictures have sizes {names}, expected one size; resize them")
     h, w = sizes.pop()
-    h = h - h % multiple if height is None else height
-    w = w - w % multiple if width is None else width
+    h = h - h % multiple if height is None else whole("height", height)
+    w = w - w % multiple if width is None else whole("width", width)
     if h < 1 or w < 1 or h % multiple or w % multiple:
         raise ValueError(f"the picture would be {h} x {w}, expected multiples of {multiple}")
     if isinstance(singles[0], Image.Image):

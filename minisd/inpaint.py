@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from minisd import call, images
+from minisd.arguments import shape_of, whole
 from minisd.call import Callback, Output
 from minisd.image_to_image import encode, spread
 from minisd.noise import Generators, draw_noise, seeded
@@ -87,6 +88,8 @@ def outpaint(
     """
     images.check_output_type(output_type)
     pixels, side = images.to_tensor(image), pipe.vae.config.downscale
+    for name, n in (("left", left), ("right", right), ("top", top), ("bottom", bottom)):
+        whole(name, n)
     height, width = pixels.shape[-2] + top + bottom, pixels.shape[-1] + left + right
     canvas, new = extend(pixels, left, right, top, bottom, side)
     latents, seed = fill(pipe, canvas, new, prompt, strength, whole_cells=True, **settings)
@@ -184,8 +187,8 @@ def read_noise(
     shape = (n, pipe.vae.config.latent_channels, h, w)
     if latents is None:
         return draw_noise(shape, generator, pipe.device, pipe.dtype)
-    if latents.shape != shape:
-        raise ValueError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
+    if not isinstance(latents, Tensor) or latents.shape != shape:
+        raise ValueError(f"latents have shape {shape_of(latents)}, expected a tensor {shape}")
     return latents.to(pipe.device, pipe.dtype)
 
 
@@ -262,7 +265,7 @@ def paste_back(decoded: Tensor, original: Tensor, mask: Tensor, feather: int) ->
     decoded: (n, 3, h, w) in [-1, 1], resized if it is smaller; original: (k, 3, H, W); mask: (1 or
     k, 1, H, W). The new one's share grows evenly over `feather` pixels from the edge inwards.
     """
-    if feather < 0:
+    if whole("feather", feather) < 0:
         raise ValueError(f"feather is {feather}, expected a number of pixels, 0 or more")
     share = mask
     for _ in range(1, feather):

@@ -1,6 +1,16 @@
-"""Where the model runs and in which precision."""
+"""Where the model runs, in which precision, and with how much memory at once."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+
+from minisd.attention import Attention
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -34,3 +44,110 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise ValueError("float16 on the CPU is slow and inexact; use float32 or bfloat16")
     return DTYPES[name]
+
+
+def attentions(networks: Iterable[nn.Module]) -> list[Attention]:
+    return [m for network in networks for m in network.modules() if isinstance(m, Attention)]
+
+
+def choose_attention(networks: Iterable[nn.Module], method: str, instead_of: str = "") -> None:
+    """Use this method of minisd.attention everywhere, or only where another one is in use."""
+    for layer in attentions(networks):
+        if instead_of in ("", layer.method):
+            layer.method = method
+
+
+def slice_attention(network: nn.Module, slice_size: str | int = "auto") -> None:
+    """Attention by its formula, for `slice_size` heads of one picture at a time.
+
+    "auto" takes half of a layer's heads, "max" (the most slices) one head. Raises ValueError for
+    a size that some layer does not have.
+    """
+    layers = attentions([network])
+    most = min(layer.heads for layer in layers)
+    if slice_size not in ("auto", "max", *range(1, most + 1)):
+        raise ValueError(
+            f"slice_size is {slice_size!r}, expected 'auto', 'max' or a number of heads from 1 "
+            f"to {most}"
+        )
+    for layer in layers:
+        named = {"auto": max(layer.heads // 2, 1), "max": 1}
+        layer.method, layer.slice_size = "sliced", named.get(slice_size, slice_size)
+
+
+class Offload:
+    """Lends the accelerator to one network at a time; the others wait in main memory.
+
+    PyTorch calls a forward pre-hook before a module works. The autoencoder is not called itself:
+    its work begins at its encoder, or at the convolution before its decoder.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device):
+        self.networks, self.device = tuple(networks.values()), device
+        self.hooks = []
+        for name, network in networks.items():
+            begins = [network.encoder, network.post_quant_conv] if name == "vae" else [network]
+            for module in begins:
+                hook = module.register_forward_pre_hook(partial(self.bring, network))
+                self.hooks.append(hook)
+        self.rest()
+
+    def bring(self, network: nn.Module, *_: Any) -> None:
+        """The hook: this network to the accelerator, the one before it away."""
+        if network is not self.at_work:
+            self.rest()
+            network.to(self.device)
+            self.at_work = network
+
+    def rest(self) -> None:
+        """All networks to main memory."""
+        for network in self.networks:
+            network.to("cpu")
+        self.at_work: nn.Module | None = None
+
+    def end(self) -> None:
+        self.rest()
+        for hook in self.hooks:
+            hook.remove()
+
+
+@dataclass
+class Peak:
+    """Bytes in use: `start` before the work, `highest` at most during it."""
+
+    start: int
+    highest: int = 0
+
+    @property
+    def above(self) -> int:
+        """What the work took beyond what was there, such as the weights."""
+        return self.highest - self.start
+
+
+@contextmanager
+def measure_peak(device: torch.device | str = "cpu") -> Iterator[Peak]:
+    """The most memory in use at once while the block runs; the Peak is complete after it.
+
+    CUDA: what PyTorch has allocated there. CPU: what the process has in main memory, which counts
+    files that were mapped and memory that was freed but not given back: for a figure to keep, use
+    a fresh process. Raises ValueError where the system does not tell (all but Linux, for a CPU).
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        peak = Peak(torch.cuda.memory_allocated(device))
+        yield peak
+        peak.highest = torch.cuda.max_memory_allocated(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest mark down to now
+        peak = Peak(resident("VmRSS"))
+    except OSError as error:
+        raise ValueError(f"this system does not tell the peak of a process: {error}") from error
+    yield peak
+    peak.highest = resident("VmHWM")
+
+
+def resident(name: str) -> int:
+    """Bytes of this process in main memory: VmRSS now, VmHWM at most. [proc(5)]"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -19,11 +19,17 @@ def draw_noise(
 
     They are drawn on the generator's device and then moved, so that a CPU generator gives the same
     numbers for every `device`. A list of generators gives each row its own, so that a picture does
-    not depend on its neighbours. Raises ValueError if the list's length is not b.
+    not depend on its neighbours. Raises ValueError if the list's length is not b, and for what is
+    no generator.
     """
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
         return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
+    if isinstance(generator, str) or not isinstance(generator, Sequence):
+        raise ValueError(
+            f"generator is {generator!r:.60}, expected torch.Generator().manual_seed(a number), or "
+            "a list of such"
+        )
     if len(generator) != shape[0]:
         raise ValueError(
             f"{len(generator)} generators were given for {shape[0]} pictures; "

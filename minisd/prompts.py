@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minisd.arguments import texts
 from minisd.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ def pair(
 ) -> tuple[list[str], list[str]]:
     """b prompts, and for each its negative prompt, the empty text if none is given.
 
-    Raises ValueError if there is no prompt or the numbers differ.
+    Raises ValueError if there is no prompt, the numbers differ or something is no text.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = texts("the prompt", prompt)
     negatives = "" if negative_prompt is None else negative_prompt
-    negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
+    single = isinstance(negatives, str)
+    negatives = texts("the negative prompt", negatives) * (len(prompts) if single else 1)
     if not prompts or len(prompts) != len(negatives):
         raise ValueError(
             f"{len(prompts)} prompts and {len(negatives)} negative prompts given, expected "

@@ -32,7 +32,7 @@ def check_new(pipe: "StableDiffusionPipeline", token: str, vectors: Tensor) -> N
             f"the embedding of {token!r} is {tuple(vectors.shape)}, expected (n, {width}): it was "
             "made for another model"
         )
-    if not token.strip():
+    if not isinstance(token, str) or not token.strip():
         raise ValueError(f"the token is {token!r}, expected letters, for example '<cat-toy>'")
     added = {other.lower() for other in pipe.tokenizer.added}
     known = pipe.tokenizer.backend.get_vocab()

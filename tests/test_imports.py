@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (  # lowest first; a name stands for all its submodules that have no line of their own
+    ("minisd.arguments",),
     ("minisd.config", "minisd.attention", "minisd.layers", "minisd.tokenizer", "minisd.images",
      "minisd.guard", "minisd.tiling", "minisd.noise", "minisd.options", "minisd.machine",
      "minisd.picturebook",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from minisd.arguments import whole
 from minisd.noise import Generators, draw_noise
 from minisd.schedulers.schedule import NoiseSchedule, Span
 
@@ -31,7 +32,7 @@ class LCMScheduler(NoiseSchedule):
         timestep_spacing has no meaning here. Raises ValueError for more than there are.
         """
         total, original = self.config.num_train_timesteps, self.config.original_inference_steps
-        if not 1 <= n <= original <= total:
+        if not 1 <= whole("num_inference_steps", n) <= original <= total:
             raise ValueError(
                 f"num_inference_steps is {n} and original_inference_steps {original}, expected "
                 f"1 <= num_inference_steps <= original_inference_steps <= {total}"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minisd.arguments import number, whole
 from minisd.config import ScheduleConfig
 
 
@@ -131,19 +132,28 @@ class NoiseSchedule:
         self.alphas_bar = torch.cumprod(1 - self.betas, dim=0)
 
     @classmethod
-    def from_config(cls, config: ScheduleConfig | Mapping[str, Any]) -> Self:
-        """A scheduler of this class from another's config or from diffusers' scheduler_config.json.
+    def from_config(cls, config: ScheduleConfig | Mapping[str, Any], **changes: Any) -> Self:
+        """A scheduler of this class from another's config or from diffusers' scheduler_config.json,
+        with `changes`, such as use_karras_sigmas=True.
 
         In a dictionary, a missing key means the class's own default, and keys of other classes are
         ignored. Raises ValueError for a setting that would change the result and is not supported.
         """
         if isinstance(config, ScheduleConfig):
-            return cls(config)
-        for name, off in cls.unsupported.items():
-            if config.get(name, off) != off:
-                raise ValueError(f"{name}={config[name]!r} is not supported, expected {off!r}")
+            config = dataclasses.asdict(config)
+        if not isinstance(config, Mapping):
+            raise ValueError(
+                f"config is {type(config).__name__}, expected a dictionary or a scheduler's config, "
+                "for example pipe.scheduler.config"
+            )
         known = {field.name for field in dataclasses.fields(ScheduleConfig)}
-        given = {name: value for name, value in config.items() if name in known}
+        if unknown := sorted(set(changes) - known - set(cls.unsupported)):
+            raise ValueError(f"no scheduler has the settings {unknown}, expected {sorted(known)}")
+        given = {**config, **changes}
+        for name, off in cls.unsupported.items():
+            if given.get(name, off) != off:
+                raise ValueError(f"{name}={given[name]!r} is not supported, expected {off!r}")
+        given = {name: value for name, value in given.items() if name in known}
         return cls(ScheduleConfig(**{**cls.class_defaults, **given}))
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -170,7 +180,7 @@ class NoiseSchedule:
     def check_count(self, n: int) -> int:
         """num_train_timesteps. Raises ValueError unless 1 <= n <= num_train_timesteps."""
         total = self.config.num_train_timesteps
-        if not 1 <= n <= total:
+        if not 1 <= whole("num_inference_steps", n) <= total:
             raise ValueError(f"num_inference_steps is {n}, expected 1 to {total}")
         return total
 
@@ -196,8 +206,7 @@ class NoiseSchedule:
 
     def plan(self, n: int, strength: float = 1.0) -> tuple[Span, ...]:
         """The n steps of a run, of which `strength` in [0, 1] keeps the last int(n * strength)."""
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength is {strength}, expected 0 to 1")
+        number("strength", strength, 0, 1)
         ts, sigmas = zip(*self.levels(n))
         ends, befores = [*sigmas[1:], self.final_sigma()], [None, *sigmas[:-1]]
         spans = zip(range(n), ts, [*ts[1:], -1], sigmas, ends, befores)
