@@ -59,7 +59,13 @@ def open_model(args: Namespace) -> "StableDiffusionPipeline":
 
     device = memory.pick_device(args.device or "auto")
     dtype = memory.pick_dtype(args.dtype, device)
-    pipe = StableDiffusionPipeline.from_pretrained(args.weights, torch_dtype=dtype).to(device)
+    if args.tokenizer is None:
+        pipe = StableDiffusionPipeline.from_pretrained(args.weights, torch_dtype=dtype)
+    else:
+        pipe = StableDiffusionPipeline.from_single_file(
+            args.weights, torch_dtype=dtype, tokenizer=args.tokenizer
+        )
+    pipe.to(device)
     if args.scheduler is not None:
         pipe.scheduler = by_name(args.scheduler, pipe.scheduler.config)
     for file, scale in args.lora or []:

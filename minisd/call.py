@@ -105,7 +105,7 @@ def start(
         latents = draw_noise(expected, generator, pipe.device, pipe.dtype)
     if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[:2] != expected[:2]:
         raise ValueError(
-            f"latents have shape {shape_of(latents)}, expected a tensor {expected[:2]} and h/8, w/8"
+            f"latents have shape {shape_of(latents)}, expected {expected[:2]} and h/8, w/8"
         )
     plan = pipe.scheduler.plan(pipe.steps(num_inference_steps))
     return latents.to(pipe.device, pipe.dtype) * pipe.scheduler.init_noise_sigma(plan)
@@ -135,7 +135,13 @@ def run(
             return x_prev
         tensors = {"latents": x_prev, "x_t": step.x_t, "x_0": step.x_0, "eps": step.eps}
         answer = callback(pipe, step.index, step.t, tensors)
-        return (answer or {}).get("latents", x_prev)
+        latents = (answer or {}).get("latents", x_prev)
+        if shape_of(latents) != tuple(x_prev.shape):
+            raise ValueError(
+                f"callback_on_step_end returned latents of shape {shape_of(latents)}, expected "
+                f"{tuple(x_prev.shape)}"
+            )
+        return latents
 
     start = x_t
     calls = pipe.scheduler.calls(pipe.steps(num_inference_steps), strength)

@@ -2,19 +2,21 @@
 
 import logging
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from minisd import memory, textual_inversion
+from minisd import checkpoint, memory, textual_inversion
 from minisd.lora import Adapters, adaptable
 
 if TYPE_CHECKING:
     from minisd.call import Output
 
 logger = logging.getLogger(__name__)
+SHIPPED = "picturebook/weights"
 
 
 class Doors:
@@ -22,6 +24,42 @@ class Doors:
 
     adapters: Adapters
     offload: memory.Offload | None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str | None = None,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        safety_checker: None = None,
+        requires_safety_checker: bool = False,
+    ) -> Self:
+        """Open a model: None for the shipped picture-book model, a native folder, a diffusers
+        folder, or a hub id like "owner/name". Raises ValueError for anything else.
+
+        dtype: another name of torch_dtype. variant: "fp16" reads the files that say so in their
+        names. The other arguments are diffusers', and change nothing: .safetensors are read
+        wherever there are any, no code out of a pickle is run, and there is no safety checker.
+        """
+        torch_dtype = dtype or torch_dtype
+        if safety_checker is not None:
+            raise ValueError("there is no safety checker here, expected None: check the pictures")
+        if source is None:
+            with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as folder:
+                return cls(**checkpoint.load_folder(Path(folder), torch_dtype))
+        if (Path(source) / "pipeline.json").is_file():
+            return cls(**checkpoint.load_folder(Path(source), torch_dtype))
+        import weights_convert  # the door to official layouts
+
+        if not Path(source).exists() and not weights_convert.hub.is_id(source):
+            raise ValueError(
+                f"{source} does not exist and is no hub id (owner/name); give a model's folder, "
+                "or nothing for the shipped picture-book model"
+            )
+        return weights_convert.open(source, torch_dtype=torch_dtype, variant=variant)
 
     @classmethod
     def from_single_file(
@@ -77,7 +115,10 @@ class Doors:
         adapter_name: str | None = None,
         scale: float = 1.0,
     ) -> None:
-        """Add an adapter to the text encoder and the UNet; see weights_convert.adapters."""
+        """Add an adapter to the text encoder and the UNet; see weights_convert.adapters.
+
+        source: a file, a folder, a hub id or a state dict.
+        """
         from weights_convert.adapters import read_lora
 
         loras = read_lora(source, weight_name, self.networks)
@@ -90,6 +131,22 @@ class Doors:
     ) -> None:
         """Use these of the loaded adapters, at these scales (1 if left out), and no others."""
         self.adapters.set(adapter_names, adapter_weights)
+
+    def get_active_adapters(self) -> list[str]:
+        """The names of the adapters that count: whose scale is not 0, unless disable_lora."""
+        return self.adapters.active
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Forget these adapters."""
+        self.adapters.remove(adapter_names)
+
+    def disable_lora(self) -> None:
+        """Draw without the adapters, which stay loaded."""
+        self.adapters.enable(False)
+
+    def enable_lora(self) -> None:
+        """Draw with them again."""
+        self.adapters.enable(True)
 
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
         """Make the adapters a part of the weights: as fast as without them."""
@@ -120,8 +177,9 @@ class Doors:
     ) -> str:
         """Add a learned word to the vocabulary; returns it, for use in prompts.
 
-        It becomes a part of the model: `hash` changes and save_pretrained writes it, until
-        unload_textual_inversion. See minisd.textual_inversion and weights_convert.embeddings.
+        source: a file, a folder, a hub id, a state dict or the vectors. The word becomes a part of
+        the model: `hash` changes and save_pretrained writes it, until unload_textual_inversion. See
+        minisd.textual_inversion and weights_convert.embeddings.
         """
         from weights_convert.embeddings import read_embedding
 

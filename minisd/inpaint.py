@@ -188,7 +188,7 @@ def read_noise(
     if latents is None:
         return draw_noise(shape, generator, pipe.device, pipe.dtype)
     if not isinstance(latents, Tensor) or latents.shape != shape:
-        raise ValueError(f"latents have shape {shape_of(latents)}, expected a tensor {shape}")
+        raise ValueError(f"latents have shape {shape_of(latents)}, expected {shape}, a tensor")
     return latents.to(pipe.device, pipe.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -73,26 +74,53 @@ class Adapters:
         self.scales: dict[str, float] = {}
         self.layers: Layers = {}  # that have at least one adapter
         self.originals: dict[str, Tensor] = {}  # their weights from before fusing
-        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
+        self.enabled = True
 
     def add(
         self, layers: Layers, loras: dict[str, LoRA], name: str | None = None, scale: float = 1.0
     ) -> None:
         """Add an adapter beside those that are there. Raises ValueError if its name is taken."""
-        name = f"default_{len(self.loras)}" if name is None else name
+        numbered = (f"default_{i}" for i in count(len(self.loras)))  # as diffusers
+        name = next(one for one in numbered if one not in self.loras) if name is None else name
         if name in self.loras:
             raise ValueError(f"an adapter {name!r} is loaded already; choose another adapter_name")
         self.need_unfused()
         self.loras[name], self.scales[name] = loras, float(scale)
-        for path, lora in loras.items():
-            self.layers[path] = layers[path]
-            self.hooks.append(layers[path].register_forward_hook(partial(self.add_to, name, lora)))
+        self.layers |= {path: layers[path] for path in loras}
+        self.hooks[name] = [
+            layers[path].register_forward_hook(partial(self.add_to, name, lora))
+            for path, lora in loras.items()
+        ]
+
+    def remove(self, names: str | Sequence[str]) -> None:
+        """Forget these adapters. Raises ValueError if one of them is not loaded."""
+        names = [names] if isinstance(names, str) else list(names)
+        self.need_unfused()
+        for name in names:
+            self.get(name)
+        for name in names:
+            for hook in self.hooks.pop(name):
+                hook.remove()
+            del self.loras[name], self.scales[name]
+        left = {path for loras in self.loras.values() for path in loras}
+        self.layers = {path: layer for path, layer in self.layers.items() if path in left}
+
+    def enable(self, enabled: bool) -> None:
+        """Let the adapters, at their scales, count or not."""
+        self.need_unfused()
+        self.enabled = enabled
+
+    @property
+    def active(self) -> list[str]:
+        """The names of those that count."""
+        return [name for name in self.loras if self.enabled and self.scales[name] != 0]
 
     def add_to(
         self, name: str, lora: LoRA, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
     ) -> Tensor:
         """The hook: a layer's output with this adapter's part added."""
-        if self.scales[name] == 0 or self.originals:
+        if not self.enabled or self.scales[name] == 0 or self.originals:
             return out
         if lora.A.device != out.device:  # the network has moved
             lora.to(out.device)
@@ -129,7 +157,7 @@ class Adapters:
         self.need_unfused()
         for path, layer in self.layers.items():
             before, total = layer.weight.data, layer.weight.float()
-            for name in [name for name in self.loras if path in self.loras[name]]:
+            for name in [name for name in self.active if path in self.loras[name]]:
                 product = self.loras[name][path].product().to(total)
                 total = total + lora_scale * self.scales[name] * product
             layer.weight.data = total.to(before.dtype)
@@ -145,6 +173,6 @@ class Adapters:
 
     def unload(self) -> None:
         """Forget all adapters. What was fused stays in the weights for good."""
-        for hook in self.hooks:
+        for hook in [hook for hooks in self.hooks.values() for hook in hooks]:
             hook.remove()
         self.__init__()

@@ -87,6 +87,8 @@ def build_parser() -> Parser:
     add("--words", action="store_true", help="list what the picture-book model knows")
     model = parser.add_argument_group("model").add_argument
     model("--weights", metavar="PATH", help="a model's folder (default: the picture-book model)")
+    model("--tokenizer", metavar="PATH",
+          help="for a single file, which carries none: a folder or OpenAI's table")  # fmt: skip
     model("--lora", type=lora_file, action="append", metavar="FILE:SCALE",
           help="a LoRA file and how strongly to use it (default: 1); may be repeated")  # fmt: skip
     model("--textual-inversion", type=embedding_file, action="append", metavar="FILE:TOKEN",
@@ -124,6 +126,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--prompts brings the prompts; leave out PROMPT and --from-png")
     if args.image is None and args.from_png is None and {args.strength, args.mask} != {None}:
         parser.error("--strength and --mask need a picture to start from: --image FILE")
+    if args.tokenizer is not None and args.weights is None:
+        parser.error("--tokenizer belongs to a single file: --weights FILE")
     if args.prompts is not None and args.output is None:
         parser.error("--prompts needs a folder for its pictures: -o DIR")
     if args.prompts is not None and args.save_steps is not None:

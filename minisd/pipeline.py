@@ -2,10 +2,8 @@
 
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minisd import call, checkpoint, guard, images
+from minisd.arguments import number
 from minisd.autoencoder import Autoencoder
 from minisd.call import Callback, Output
 from minisd.config import Defaults
@@ -28,7 +27,6 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 
 logger = logging.getLogger(__name__)
-SHIPPED = "picturebook/weights"
 
 
 @dataclass(frozen=True)
@@ -71,30 +69,6 @@ class StableDiffusionPipeline(Doors):
     progress_bar: dict[str, Any] = field(default_factory=dict, repr=False)
     adapters: Adapters = field(default_factory=Adapters, repr=False)
     offload: Offload | None = field(default=None, repr=False)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: Path | str | None = None,
-        *,
-        torch_dtype: torch.dtype = torch.float32,
-    ) -> Self:
-        """Open a model: None for the shipped picture-book model, a native folder, a diffusers
-        folder, or a hub id like "owner/name". Raises ValueError for anything else.
-        """
-        if source is None:
-            with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as folder:
-                return cls(**checkpoint.load_folder(Path(folder), torch_dtype))
-        if (Path(source) / "pipeline.json").is_file():
-            return cls(**checkpoint.load_folder(Path(source), torch_dtype))
-        if not Path(source).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            raise ValueError(
-                f"{source} does not exist and is no hub id (owner/name); give a model's folder, "
-                "or nothing for the shipped picture-book model"
-            )
-        import weights_convert  # the door to official layouts
-
-        return weights_convert.open(source, torch_dtype=torch_dtype)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the native folder: weights, tokenizer, scheduler and defaults.
@@ -233,6 +207,9 @@ class StableDiffusionPipeline(Doors):
             )
         n = self.steps(num_inference_steps)
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        number("guidance_scale", scale)
+        number("guidance_rescale", guidance_rescale, 0, 1)
+        number("eta", eta, 0, 1)
         history: tuple[Step, ...] = ()
         x_t = latents
         for span in self.scheduler.plan(n, strength):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.arguments import whole
 from minisd.attention import Attention
 from minisd.config import TextEncoderConfig
 
@@ -78,7 +79,7 @@ class TextEncoder(nn.Module):
                 f"the text has {ids.shape[1]} tokens, expected at most "
                 f"{self.config.context_length}; let the tokenizer cut it"
             )
-        if not 0 <= clip_skip < len(self.layers):
+        if not 0 <= whole("clip_skip", clip_skip) < len(self.layers):
             raise ValueError(
                 f"clip_skip is {clip_skip}, expected 0 to {len(self.layers) - 1}: "
                 f"this text encoder has {len(self.layers)} layers"

@@ -15,6 +15,33 @@ def loss(model, x_0, eps, t, alphas_bar, see="x_t", target="eps", power=2):
     return (error**power if power == 2 else error).mean()
 
 
+def guess(eps, span, x_t):
+    return (x_t - (1 - span.alpha_bar) ** 0.5 * eps) / span.alpha_bar**0.5
+
+
+def ddim(eps, span, x_t):
+    x_0 = guess(eps, span, x_t)
+    return span.alpha_bar_prev**0.5 * x_0 + (1 - span.alpha_bar_prev) ** 0.5 * eps, x_0
+
+
+def noisy(eps, span, x_t, eta, z, mistake=""):
+    a, b = span.alpha_bar, span.alpha_bar_prev
+    ratio = 1 if mistake == "ratio" else (1 - b) / (1 - a)
+    std = eta * (ratio * (1 - a / b)) ** 0.5
+    left = {"on top": 1 - b, "not squared": 1 - b - std}.get(mistake, 1 - b - std**2)
+    rest = (1 - b) ** 0.5 - std if mistake == "deviations add" else left**0.5
+    fresh = {"none": 0, "variance": std**2}.get(mistake, std)
+    return b**0.5 * guess(eps, span, x_t) + rest * eps + fresh * z
+
+
+def heun(x, sigma, after, slope, mistake=""):
+    h, first = after - sigma, slope(x, sigma)
+    euler = x + h * first
+    second = slope(x if mistake == "old x" else euler, sigma if mistake == "old sigma" else after)
+    start = euler if mistake == "from the end" else x
+    return start + h * (first + second) / (1 if mistake == "no half" else 2)
+
+
 def loop(pipe, x_T, cond, uncond, n, w, mistake=""):
     x_t, plan = x_T, pipe.scheduler.plan(n)
     for span in reversed(plan) if mistake == "order" else plan:
@@ -52,6 +79,9 @@ SOLUTIONS = {
     "02.3": lambda betas: torch.cumprod(1 - betas, 0),
     "03.2": loss,
     "03.3": lambda x, e, a: (x - (1 - a) ** 0.5 * e) / a**0.5,
+    "04.1": ddim,
+    "04.2": noisy,
+    "04.3": heun,
     "05.2": lambda m, v, n: m + torch.exp(v / 2) * n,
     "05.3": lambda z: 1 / z.std(),
     "05.4": lambda m, v: nats(m, v).sum((1, 2, 3)),
@@ -59,12 +89,13 @@ SOLUTIONS = {
     "11.2": picture,
     "11.3": batch,
 }
-PREDICTED = {"02.1": 353, "02.4": 0.068, "03.1": 1, "05.1": 48, "11.4": FAULTS}
+PREDICTED = {"02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "11.4": FAULTS}
 WORDS = "it would be different every time and so nobody could ever compute it back again"
 OPEN = {
     "02.5": WORDS,
     "03.4": [1.0 / (1 + i / 20) for i in range(200)],
     "03.5": WORDS,
+    "04.5": {"DDPM": 17, "DDIM": 16, "Euler": 16, "Heun": 17, "DPM++ 2M": 14},
     "05.5": WORDS,
     "11.5": WORDS,
 }
@@ -109,6 +140,44 @@ WRONG = {
         "nan": [1.0] * 99 + [float("nan")],
         "short": [1.0, 0.1],
         "slow": [1 - i / 200 for i in range(100)],
+    },
+    "04.1": {
+        "literal": lambda e, s, x: (x - e, guess(e, s, x)),
+        "stays": lambda e, s, x: (x, guess(e, s, x)),
+        "turned": lambda *a: ddim(*a)[::-1],
+        "no noise": lambda e, s, x: (s.alpha_bar_prev**0.5 * guess(e, s, x), guess(e, s, x)),
+        "one thing": lambda *a: ddim(*a)[0],
+        "x_t": lambda e, s, x: (ddim(e, s, x)[0], x),
+        "twice": lambda *a: (ddim(*a)[0], ddim(*a)[0]),
+        "faint": lambda e, s, x: (ddim(e, s, x)[0], guess(e, s, x) * s.alpha_bar**0.5),
+    },
+    "04.2": {
+        "none": lambda *a: noisy(*a, mistake="none"),
+        "on top": lambda *a: noisy(*a, mistake="on top"),
+        "not squared": lambda *a: noisy(*a, mistake="not squared"),
+        "deviations add": lambda *a: noisy(*a, mistake="deviations add"),
+        "variance": lambda *a: noisy(*a, mistake="variance"),
+        "ratio": lambda *a: noisy(*a, mistake="ratio"),
+        "always 1": lambda e, s, x, eta, z: noisy(e, s, x, 1.0, z),
+        "root of eta": lambda e, s, x, eta, z: noisy(e, s, x, eta**0.5, z),
+        "always 0.7": lambda e, s, x, eta, z: noisy(e, s, x, 0.7, z),
+    },
+    "04.3": {
+        "euler": lambda x, s, t, f: x + (t - s) * f(x, s),
+        "no half": lambda *a: heun(*a, mistake="no half"),
+        "old sigma": lambda *a: heun(*a, mistake="old sigma"),
+        "old x": lambda *a: heun(*a, mistake="old x"),
+        "from the end": lambda *a: heun(*a, mistake="from the end"),
+        "second alone": lambda x, s, t, f: x + (t - s) * f(x + (t - s) * f(x, s), t),
+        "sign": lambda x, *a: 2 * x - heun(x, *a),
+    },
+    "04.4": {"first order": 2, "falls": 0.25, "one step": 8, "fourth": 16},
+    "04.5": {
+        "a list": [17, 16, 16, 17, 14],
+        "unknown": {"PNDM": 12},
+        "missing": {"DDIM": 16},
+        "half": {"DDPM": 17, "DDIM": 16.5, "Euler": 16, "Heun": 17, "DPM++ 2M": 14},
+        "steps": {"DDPM": 17, "DDIM": 16, "Euler": 16, "Heun": 10, "DPM++ 2M": 14},
     },
     "05.1": {"places": 64, "side": 8, "inverse": 1 / 48, "three": 192},
     "05.2": {

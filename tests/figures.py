@@ -82,6 +82,7 @@ KINDS = {  # name: (call with data of a seed, the data it is given)
         lambda seed: draw(seed, 2, 4, 4).abs(),
     ),
     "shape_table": (lambda x, **a: viz.shape_table(x, **a), None),
+    "feature_walk": (lambda x, **a: viz.feature_walk(x, **a), None),
     "module_map": (lambda x, **a: viz.module_map(x, x, x, steps=9, **a), None),
     "trajectories": (
         lambda x, **a: viz.trajectories({"DDIM": x}, x[0], **a), lambda seed: draw(seed, 5, 3, 2),

@@ -185,6 +185,59 @@ def test_what_was_fused_stays_after_unloading():
     torch.testing.assert_close(latents(pipe), beside, rtol=0, atol=1e-4)
 
 
+def test_a_deleted_adapter_leaves_the_others_and_the_picture_without_it():
+    pipe = load(load(pipeline(), "a", 0), "b", 7, 0.4)
+    pipe.delete_adapters("a")
+    assert torch.equal(latents(pipe), latents(load(pipeline(), "b", 7, 0.4)))
+    pipe.delete_adapters(["b"])
+    assert torch.equal(latents(pipe), latents(pipeline()))
+    assert not any(layer._forward_hooks for layer in adaptable(pipe.networks).values())
+    with pytest.raises(ValueError, match="no adapter is loaded"):
+        pipe.fuse_lora()
+
+
+def test_of_several_to_delete_none_goes_if_one_is_not_there():
+    pipe = load(load(pipeline(), "a", 0), "b", 7)
+    with pytest.raises(ValueError, match=r"no adapter 'c' is loaded, only \['a', 'b'\]"):
+        pipe.delete_adapters(["a", "c"])
+    assert pipe.get_active_adapters() == ["a", "b"]
+
+
+def test_an_adapter_without_a_name_gets_one_that_is_free():
+    pipe = load(load(pipeline(), None, 0), None, 7)
+    pipe.delete_adapters("default_0")
+    loaded = load(load(pipe, None), None).adapters.loras
+    assert list(loaded) == ["default_1", "default_2", "default_3"]
+
+
+def test_disabled_adapters_change_nothing_until_they_are_enabled(plain):
+    pipe = load(load(pipeline(), "a", 0), "b", 7, 0.4)
+    both = latents(pipe)
+    pipe.disable_lora()
+    assert torch.equal(latents(pipe), plain)
+    pipe.set_adapters(["a", "b"], [1.0, 0.4])
+    assert torch.equal(latents(pipe), plain)
+    assert pipe.get_active_adapters() == []
+    pipe.enable_lora()
+    assert torch.equal(latents(pipe), both)
+    assert pipe.get_active_adapters() == ["a", "b"]
+    pipe.set_adapters("b")
+    assert pipe.get_active_adapters() == ["b"]
+
+
+def test_disabled_adapters_are_not_fused_and_fused_ones_not_disabled(plain):
+    pipe = load(pipeline())
+    pipe.disable_lora()
+    pipe.fuse_lora()
+    assert_same_weights(weights(pipe), weights(pipeline()))
+    pipe.unfuse_lora()
+    pipe.enable_lora()
+    pipe.fuse_lora()
+    for call in (pipe.disable_lora, lambda: pipe.delete_adapters("style")):
+        with pytest.raises(ValueError, match=r"fused into the weights; call unfuse_lora"):
+            call()
+
+
 def test_names_and_hash_stay_the_models_own_with_an_adapter_beside():
     pipe = load(pipeline())
     assert_same_weights(weights(pipe), weights(pipeline()))
@@ -346,6 +399,39 @@ def test_files_of_every_kind_are_read(state, tmp_path, suffix):
     pipe.load_lora_weights(tmp_path, weight_name=path.name)
     pipe.load_lora_weights(state)
     assert pipe.adapters.scales == {"x": 0.5, "default_1": 1.0, "default_2": 1.0}
+
+
+@pytest.mark.parametrize(("weight_name", "asked"), [
+    (None, ["pytorch_lora_weights.safetensors", "adapter_model.safetensors",
+            "adapter_config.json"]),
+    ("style.safetensors", ["style.safetensors"]),
+])  # fmt: skip
+def test_of_a_hub_id_only_the_adapters_file_is_downloaded(
+    state, tmp_path, monkeypatch, weight_name, asked
+):
+    save_file(state, tmp_path / "style.safetensors")
+    calls = []
+
+    def download(hub_id, allow_patterns):
+        calls.append((hub_id, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    pipe = pipeline()
+    pipe.load_lora_weights("somebody/a-lora", weight_name=weight_name, adapter_name="x")
+    assert_same_loras(pipe.adapters.loras["x"], random_loras(pipe))
+    assert calls == [("somebody/a-lora", asked)]
+
+
+def test_without_a_connection_the_file_to_fetch_is_named(monkeypatch):
+    def download(*_arguments, **_more):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ValueError, match=r"\(no connection\); fetch x.safetensors by hand"):
+        pipeline().load_lora_weights("somebody/a-lora", weight_name="x.safetensors")
+    with pytest.raises(ValueError, match=r"loras/x.safetensors does not exist; give a LoRA's"):
+        pipeline().load_lora_weights("loras/x.safetensors")  # a file's name, and no hub id
 
 
 # Bad input

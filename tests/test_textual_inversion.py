@@ -248,6 +248,25 @@ def test_a_weight_name_chooses_a_file(pipe, tmp_path):
     assert pipe.load_textual_inversion(tmp_path, weight_name="<b>.safetensors") == "<b>"
 
 
+@pytest.mark.parametrize(("weight_name", "asked"), [
+    (None, ["learned_embeds.safetensors", "learned_embeds.bin"]), ("cat.pt", ["cat.pt"]),
+])  # fmt: skip
+def test_of_a_hub_id_only_the_embeddings_file_is_downloaded(
+    pipe, tmp_path, monkeypatch, weight_name, asked
+):
+    torch.save({"<cat>": vectors(2)}, tmp_path / (weight_name or "learned_embeds.bin"))
+    calls = []
+
+    def download(hub_id, allow_patterns):
+        calls.append((hub_id, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert pipe.load_textual_inversion("concepts/cat-toy", weight_name=weight_name) == "<cat>"
+    assert torch.equal(vectors_of(pipe)[1], vectors(2))
+    assert calls == [("concepts/cat-toy", asked)]
+
+
 def test_the_file_is_not_changed_by_what_happens_to_the_model(pipe):
     given = {"<toy>": vectors(2)}
     pipe.load_textual_inversion(given)

@@ -14,6 +14,7 @@ from figures import ALT, KINDS, PROMPT, TOKENIZER, a_record, data_of, draw, pict
 from PIL import Image
 
 from minisd import viz
+from minisd.viz.features import liveliest
 from minisd.viz.figure import WIDTH, as_pil, text_width, wrap
 from minisd.viz.tokens import token_boxes
 
@@ -92,6 +93,20 @@ def test_the_notebooks_copy_of_a_noisy_sheet_is_small_and_looks_the_same():
     assert (shown[white] == 255).all()
     apart = torch.from_numpy(shown - full).permute(2, 0, 1)[None]
     assert torch.nn.functional.avg_pool2d(apart, 8).abs().mean() < 4  # of 255
+
+
+def test_the_notebooks_copy_of_a_small_figure_is_exact():
+    figure = viz.strip(list(pictures(1)), ["a", "b", "c"], alt=ALT)
+    assert (pixels_of(copy_of(figure)) == pixels_of(figure.png)).all()
+
+
+def test_a_palette_of_few_colours_keeps_the_paper_white(monkeypatch):
+    monkeypatch.setattr("minisd.viz.figure.SMALL", 0)
+    figure = viz.bars({f"bar {i}": i for i in range(9)}, alt=ALT)
+    copy = Image.open(BytesIO(copy_of(figure)))
+    assert copy.mode == "P"
+    shown, full = pixels_of(copy_of(figure)), pixels_of(figure.png)
+    assert (shown[(full == 255).all(axis=2)] == 255).all()
 
 
 def test_the_notebooks_copy_is_exact_where_few_colours_would_spare_nothing():
@@ -258,6 +273,17 @@ def test_a_map_of_a_record_without_skips_says_what_is_missing():
     record = {"conv_in": torch.zeros(1, 4, 8, 8)}
     with pytest.raises(ValueError, match="no skips"):
         viz.module_map(record, record, record, steps=1, alt=ALT)
+
+
+def test_a_feature_walk_draws_the_channels_that_vary_most_in_their_order():
+    maps = torch.stack([scale * draw(0, 6, 6) + 9 for scale in (1, 5, 0.1, 3, 2)])
+    assert liveliest(maps, 3).tolist() == [1, 3, 4]
+    assert len(liveliest(maps, 9)) == 5
+
+
+def test_a_feature_walk_of_a_record_without_skips_says_what_is_missing():
+    with pytest.raises(ValueError, match="no skips"):
+        viz.feature_walk({"conv_in": torch.zeros(1, 4, 8, 8)}, alt=ALT)
 
 
 def test_the_guidance_plane_keeps_lengths_and_angles():

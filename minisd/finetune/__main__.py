@@ -21,7 +21,7 @@ from minisd.training import TrainConfig
 
 # Tried out for the shipped model; for Stable Diffusion, where diffusers' examples begin.
 PLANS = {
-    ("lora", "picture-book"): TrainConfig(300, 8, 1e-3, warmup_steps=20),
+    ("lora", "picture-book"): TrainConfig(200, 8, 1e-3, warmup_steps=20),
     ("lora", "sd-1"): TrainConfig(500, 1, 1e-4),
     ("textual-inversion", "picture-book"): TrainConfig(200, 8, 2e-2, warmup_steps=20),
     ("textual-inversion", "sd-1"): TrainConfig(3000, 1, 5e-4),
@@ -36,11 +36,13 @@ def build_parser() -> Parser:
     add("--prompt", type=text, help="what they show; name.txt beside a picture is its own")
     add("--weights", metavar="PATH", help="a model's folder (default: the picture-book model)")
     add("--out", type=Path, metavar="DIR", help="where to write (default: runs/METHOD)")
-    add("--steps", type=between(int, 1, 10**7), metavar="N")
+    add("--steps", type=between(int, 1, 10**7), metavar="N", help="more of them go on with a run")
     add("--batch-size", type=between(int, 1, 4096), metavar="N", help="pictures a step")
-    add("--learning-rate", type=between(float, 0, 10), metavar="X")
-    add("--save-every", type=between(int, 1, 10**7), metavar="N", help="(default: steps / 4)")
-    add("--seed", type=between(int, 0, 2**31), default=0, metavar="N")
+    add("--learning-rate", type=between(float, 0, 10), metavar="X",
+        help="this, steps and batch size depend on method and model")  # fmt: skip
+    add("--save-every", type=between(int, 1, 10**7), metavar="N",
+        help="each save draws a sheet of pictures (default: steps / 4)")  # fmt: skip
+    add("--seed", type=between(int, 0, 2**31), default=0, metavar="N", help="(default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--precision", choices=("float32", "bfloat16"), default="float32",
         help="bfloat16 halves the memory; what is trained stays float32")  # fmt: skip
@@ -48,12 +50,14 @@ def build_parser() -> Parser:
     parser = Parser(prog="minisd.finetune", description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="method", required=True)
     lora = kinds.add_parser("lora", parents=[shared], help="thin matrices beside the attention")
-    lora.add_argument("--rank", type=between(int, 1, 4096), default=8, metavar="N")
+    lora.add_argument("--rank", type=between(int, 1, 4096), default=8, metavar="N",
+                      help="how thin: more learn more, and more by heart (default: 8)")  # fmt: skip
     lora.add_argument("--text-encoder", action="store_true", help="adapt the text encoder as well")
     token = kinds.add_parser("textual-inversion", parents=[shared], help="vectors of a new word")
     token.add_argument("--token", required=True, type=text, help='the new word, like "<toy>"')
     token.add_argument("--init-word", required=True, type=text, help="a known word to start from")
-    token.add_argument("--vectors", type=between(int, 1, 75), default=1, metavar="N")
+    token.add_argument("--vectors", type=between(int, 1, 75), default=1, metavar="N",
+                       help="of the word (default: 1)")  # fmt: skip
     return parser
 
 
@@ -108,15 +112,14 @@ def run(args: argparse.Namespace) -> None:
     more = {name: value for name, value in vars(args).items() if name in names}
     train = methods.train_lora if args.method == "lora" else methods.train_word
     path = train(pipe, examples, config, folder, precision=precision, **more)
-    say(f"wrote {path}; the sheets look-*.png beside it show how it came\n{usage(args, path)}")
+    say(f"wrote {path}; the sheets look-*.png beside it show how it came")
+    say(usage(args, examples[0].caption, path))
 
 
-def usage(args: argparse.Namespace, path: Path) -> str:
+def usage(args: argparse.Namespace, prompt: str, path: Path) -> str:
     """A line to copy that draws with what was learned."""
     weights = ["--weights", args.weights] if args.weights else []
-    return shlex.join(
-        ["python", "-m", "minisd", args.prompt or "...", f"--{args.method}", str(path), *weights]
-    )
+    return shlex.join(["python", "-m", "minisd", prompt, f"--{args.method}", str(path), *weights])
 
 
 def say(message: str) -> None:

@@ -34,7 +34,8 @@ class Crops(Dataset):
     """Batch number `step`: pictures (b, 3, h, w) uint8 for the autoencoder.
 
     The first `crop_steps` batches are four times as many quarter-size crops: as much work, four
-    times as many pictures. Most crops are around a thing: that is where the detail is.
+    times as many pictures. Most crops are around a thing: that is where the detail is. One picture
+    in six has other colours than the book's, so that the latents have room for new ones.
     """
 
     def __init__(self, batch_size: int, crop_steps: int, seed: int = 0):
@@ -44,10 +45,10 @@ class Crops(Dataset):
         count = self.batch_size if step >= self.crop_steps else 4 * self.batch_size
         first = step * 4 * self.batch_size
         examples = [world.example(first + i, self.seed) for i in range(count)]
-        if step >= self.crop_steps:
-            return to_tensor([e.image for e in examples])
         rng = np.random.default_rng((self.seed, step))
-        return to_tensor([crop(e, rng) for e in examples])
+        whole = step >= self.crop_steps
+        pictures = [e.image if whole else crop(e, rng) for e in examples]
+        return to_tensor([recolor(p, rng) if rng.random() < 1 / 6 else p for p in pictures])
 
 
 def crop(example: world.Example, rng: np.random.Generator) -> np.ndarray:
@@ -61,6 +62,12 @@ def crop(example: world.Example, rng: np.random.Generator) -> np.ndarray:
         corner = corner.astype(int).clip(0, side)
     x, y = corner
     return example.image[y : y + side, x : x + side]
+
+
+def recolor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Red, green and blue in another order, each brighter or darker by a gamma of its own."""
+    channels = picture[..., rng.permutation(3)] / 255
+    return (255 * channels ** rng.uniform(0.5, 2, 3) + 0.5).astype(np.uint8)
 
 
 def hard_negative(scene: world.Scene, rng: np.random.Generator) -> world.Scene:

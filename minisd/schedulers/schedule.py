@@ -143,8 +143,8 @@ class NoiseSchedule:
             config = dataclasses.asdict(config)
         if not isinstance(config, Mapping):
             raise ValueError(
-                f"config is {type(config).__name__}, expected a dictionary or a scheduler's config, "
-                "for example pipe.scheduler.config"
+                f"config is {type(config).__name__}, expected a dictionary or a scheduler's "
+                "config, for example pipe.scheduler.config"
             )
         known = {field.name for field in dataclasses.fields(ScheduleConfig)}
         if unknown := sorted(set(changes) - known - set(cls.unsupported)):

@@ -11,20 +11,30 @@ from minisd.viz.attention import (
     word_positions,
 )
 from minisd.viz.curves import bars, histogram, lines, losses
+from minisd.viz.features import feature_walk
 from minisd.viz.figure import Figure
 from minisd.viz.images import difference, grid, show, strip, sweep, table
 from minisd.viz.latents import Preview, fit_preview, latent_channels
+from minisd.viz.merges import merge_tree
 from minisd.viz.module_map import module_map, skip_sources
 from minisd.viz.noise import forward_panels, noise_rows, schedules
 from minisd.viz.shapes import shape_table, shape_walk
-from minisd.viz.tokens import causal_mask, embedding_heat, heat, similarity, token_strip
+from minisd.viz.tokens import (
+    attention_heads,
+    causal_mask,
+    embedding_heat,
+    heat,
+    similarity,
+    token_strip,
+)
 from minisd.viz.trajectories import clouds, guidance_arrows, guidance_plane, trajectories
 
 __all__ = [
-    "Animation", "Figure", "Preview", "animation", "attention_layers", "attention_over",
-    "attention_steps", "attention_words", "bars", "causal_mask", "clouds", "cross_layers",
-    "difference", "embedding_heat", "fit_preview", "forward_panels", "grid", "guidance_arrows",
-    "guidance_plane", "heat", "histogram", "latent_channels", "lines", "losses", "module_map",
-    "noise_rows", "schedules", "shape_table", "shape_walk", "show", "similarity", "skip_sources",
-    "strip", "sweep", "table", "token_strip", "trajectories", "word_map", "word_positions",
+    "Animation", "Figure", "Preview", "animation", "attention_heads", "attention_layers",
+    "attention_over", "attention_steps", "attention_words", "bars", "causal_mask", "clouds",
+    "cross_layers", "difference", "embedding_heat", "feature_walk", "fit_preview", "forward_panels",
+    "grid", "guidance_arrows", "guidance_plane", "heat", "histogram", "latent_channels", "lines",
+    "losses", "merge_tree", "module_map", "noise_rows", "schedules", "shape_table", "shape_walk",
+    "show", "similarity", "skip_sources", "strip", "sweep", "table", "token_strip", "trajectories",
+    "word_map", "word_positions",
 ]  # fmt: skip

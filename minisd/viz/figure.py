@@ -22,6 +22,7 @@ from minisd.images import flatten_alpha, save_png, to_pil
 
 DPI = 100
 WIDTH = 900  # pixels; no figure is wider
+SMALL = 100_000  # bytes; a figure below it needs no smaller copy
 INK, QUIET, FAINT = "#222222", "#5c5c5c", "#d9d9d9"
 MAGNITUDE, SIGNED = "viridis", "RdBu_r"  # red above zero, white at zero, blue below
 # Okabe and Ito, Color Universal Design (2008): told apart with every kind of colour vision.
@@ -76,17 +77,18 @@ def small_copy(png: bytes) -> bytes:
     """The same picture in fewer bytes: in 256 dithered colours where that spares a third or more.
 
     A sheet of noisy pictures is a third of its size so, and a notebook of many stays readable on
-    the web. White paper stays white.
+    the web. White paper stays white, and what is small already stays exact.
     """
     full = Image.open(BytesIO(png)).convert("RGB")
     few = full.quantize(palette=full.quantize(255), dither=Image.Dither.FLOYDSTEINBERG)
     paper = (np.asarray(full) == 255).all(axis=2)
-    few.putpalette([*few.getpalette()[: 3 * 255], 255, 255, 255])
+    palette = few.getpalette()[: 3 * 255]  # of fewer colours it is shorter
+    few.putpalette(palette + [255] * (3 * 256 - len(palette)))
     few.paste(255, mask=Image.fromarray(paper))
     exact, dithered = BytesIO(), BytesIO()
     full.save(exact, "PNG", dpi=(DPI, DPI))
     few.save(dithered, "PNG", dpi=(DPI, DPI))
-    spares = 3 * len(dithered.getvalue()) <= 2 * len(exact.getvalue())
+    spares = 3 * len(dithered.getvalue()) <= 2 * len(exact.getvalue()) >= 2 * SMALL
     return (dithered if spares else exact).getvalue()
 
 

@@ -189,6 +189,35 @@ def causal_mask(labels: Sequence[str], *, alt: str, caption: str = "") -> Figure
         return page.finish()
 
 
+def attention_heads(
+    probabilities: Any, labels: Sequence[str], *, alt: str, caption: str = ""
+) -> Figure:
+    """A panel for each head of self-attention: how much a token (row) looks at each (column).
+
+    probabilities: (heads, n, n), each row sums to 1. The columns have the order of the rows.
+    """
+    maps, labels = numbers(probabilities), words(labels)
+    if maps.ndim != 3 or maps.shape[1:] != (len(labels), len(labels)):
+        raise ValueError(f"{maps.shape} given, expected (heads, n, n) and {len(labels)} labels")
+    left = 20 + max(map(text_width, labels))
+    columns = min(len(maps), 5)
+    side = min(200, (WIDTH - 70 - left) / columns - 8)
+    rows, pitch = -(-len(maps) // columns), side + 30
+    with sheet(left + columns * (side + 8) + 70, rows * pitch + 8, alt, caption) as page:
+        for i, one in enumerate(maps):
+            x, y = left + i % columns * (side + 8), i // columns * pitch + 24
+            axes = page.axes(x, y, side, side)
+            mapped = axes.imshow(one, MAGNITUDE, vmin=0, vmax=1, interpolation="nearest")
+            axes.grid(False)
+            page.text(x + side / 2, y - 5, f"head {i + 1}", ha="center")
+            _label(axes.yaxis, [] if i % columns else labels, len(labels))
+            axes.set_xticks([])
+            if i % columns:
+                axes.set_yticks([])
+        page.color_bar(mapped, left + columns * (side + 8) + 6, 24, side)
+        return page.finish()
+
+
 def _mask_key(page: Sheet, x: float, y: float) -> None:
     swatch = page.picture(x, y, 16, 48)
     swatch.imshow([[1.0], [0.0]], "cividis", vmin=-0.4, vmax=1.2, aspect="auto")
