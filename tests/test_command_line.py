@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from official import official, state_of
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import picture_book
 
 from minisd import StableDiffusionPipeline, __version__
@@ -271,6 +273,17 @@ def test_prompts_draws_one_picture_a_line_and_goes_on_where_it_stopped(minisd):
 
 
 # Words
+
+
+def test_a_single_file_opens_with_the_tokenizer_that_it_lacks(minisd, here):
+    model = official()
+    save_file(state_of(model), "model.safetensors")
+    model.tokenizer.save("tokenizer.json")
+    argv = ("a boat", "--steps", "1", "--height", "16", "--width", "16", "-o", "boat.png")
+    tokenizer = ("--tokenizer", "tokenizer.json")
+    assert minisd(*argv, *tokenizer, model="model.safetensors")[0] == 0
+    assert Image.open("boat.png").size == (16, 16)
+    assert_one_line(*minisd(*argv, *tokenizer, model=None)[::2], "--weights FILE")
 
 
 def test_unknown_words_are_named_with_prompts_that_work_and_the_picture_is_made(minisd):
