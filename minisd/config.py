@@ -157,11 +157,12 @@ class ScheduleConfig(JsonConfig):
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
-            _check(value in allowed, f"{name} is {value!r}, expected one of {allowed}")
+            also = "; the cosine schedule is 'squaredcos_cap_v2'" if value == "cosine" else ""
+            _check(value in allowed, f"{name} is {value!r}, expected one of {allowed}{also}")
         for name, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
             value = getattr(self, name)
             fits = isinstance(value, int) and value >= least
-            _check(fits, f"{name} is {value!r}, expected a whole number, at least {least}")
+            _check(fits, f"{name} is {value!r}, expected at least {least}, a whole number")
         betas = (self.beta_start, self.beta_end)
         _check(
             all(isinstance(beta, int | float) and 0 < beta < 1 for beta in betas),

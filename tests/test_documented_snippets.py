@@ -60,6 +60,7 @@ from diffusers import StableDiffusionPipeline
 pipe = StableDiffusionPipeline.from_pretrained(
     "{HALF}", dtype=torch.float16, variant="fp16", use_safetensors=True
 ).to("cuda")
+assert pipe.dtype == torch.float16
 prompt = "a photo of an astronaut riding a horse on mars"
 image = pipe(prompt, generator=torch.Generator("cuda").manual_seed(0)).images[0]
 """),

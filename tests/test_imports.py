@@ -32,8 +32,9 @@ LEVELS = (  # lowest first; a name stands for all its submodules that have no li
     ("minisd.image_to_image",),
     ("minisd.inpaint",),
     ("minisd",),
-    ("minisd.picturebook.exam",),
-    ("minisd.__main__", "minisd.doctor", "minisd.finetune", "minisd.teach", "weights_convert",
+    ("minisd.picturebook.exam", "minisd.finetune.pictures"),
+    ("minisd.finetune",),
+    ("minisd.__main__", "minisd.doctor", "minisd.teach", "weights_convert",
      "minisd.picturebook.stages", "minisd.picturebook.train", "minisd.picturebook.evaluate"),
     ("weights_convert.__main__",),
 )  # fmt: skip

@@ -192,6 +192,7 @@ def test_a_deleted_adapter_leaves_the_others_and_the_picture_without_it():
     pipe.delete_adapters(["b"])
     assert torch.equal(latents(pipe), latents(pipeline()))
     assert not any(layer._forward_hooks for layer in adaptable(pipe.networks).values())
+    assert not pipe.adapters.layers
     with pytest.raises(ValueError, match="no adapter is loaded"):
         pipe.fuse_lora()
 

@@ -1,6 +1,5 @@
 """Official formats in and out: open anything, save as anything."""
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ def locate(source: Path | str, variant: str | None = None) -> Path:
         raise ValueError(
             f"{source} has neither pipeline.json nor model_index.json; give a model's top folder"
         )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not hub.is_id(source):
         raise ValueError(f"{source} does not exist and is no hub id (owner/name)")
     return hub.download(str(source), variant)
 

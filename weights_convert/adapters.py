@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minisd.checkpoint import read_json, replacing
 from minisd.lora import LoRA, adaptable
+from weights_convert import hub
 from weights_convert.names import DIFFUSERS, OURS, table
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"  # as diffusers calls it
@@ -107,7 +108,9 @@ def open_state(source: Source, weight_name: str | None) -> tuple[dict[str, Tenso
     """(tensors, peft's settings for each network, what to call the source in errors)."""
     if isinstance(source, Mapping):
         return dict(source), {}, "the state dict"
-    path = choose_file(Path(source), weight_name) if Path(source).is_dir() else Path(source)
+    peft = ("adapter_model.safetensors", "adapter_config.json")
+    path = hub.find(source, [weight_name] if weight_name else [WEIGHT_NAME, *peft])
+    path = choose_file(path, weight_name) if path.is_dir() else path
     try:
         if path.suffix != ".safetensors":
             return dict(torch.load(path, map_location="cpu", weights_only=True)), {}, str(path)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minisd.checkpoint import replacing
+from weights_convert import hub
 from weights_convert.safe_pickle import load_pickle
 from weights_convert.tensors import PICKLES, first_bytes, read_weights
 
@@ -31,7 +32,8 @@ def read_embedding(
     if isinstance(source, Mapping | Tensor):
         state, origin, stem = source, "the state dict", None
     else:
-        path = choose_file(Path(source), weight_name) if Path(source).is_dir() else Path(source)
+        path = hub.find(source, [weight_name] if weight_name else WEIGHT_NAMES)
+        path = choose_file(path, weight_name) if path.is_dir() else path
         state, origin, stem = read_file(path), str(path), path.stem
     name, vectors = find_vectors(state, origin)
     token = token or name or stem

@@ -1,5 +1,7 @@
 """Models by hub id: only the files that are needed, or one clear error."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from minisd.checkpoint import NETWORKS
@@ -27,6 +29,12 @@ def weight_patterns(suffix: str, variant: str | None) -> list[str]:
     return patterns
 
 
+def is_id(source: Path | str) -> bool:
+    """Whether this looks like a hub id, owner/name, and not like a file in a folder."""
+    files = (".safetensors", ".bin", ".pt", ".ckpt")
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))) and not str(source).endswith(files)
+
+
 def has_weights(folder: Path, suffix: str) -> bool:
     return all(any((folder / name).glob(f"*{suffix}")) for name in NETWORKS)
 
@@ -47,11 +55,32 @@ def download(hub_id: str, variant: str | None) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=[*SMALL, *pickles]))
     except Exception as error:  # the client raises errors of many libraries
         wanted = [*SMALL, *safe_files(variant)]
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{hub_id} cannot be downloaded ({reason}); fetch {', '.join(wanted)} by hand and "
-            "open the folder they are in"
+            f"{hub_id} cannot be downloaded ({first_line(error)}); fetch {', '.join(wanted)} by "
+            "hand and open the folder they are in"
         ) from error
+
+
+def find(source: Path | str, names: Sequence[str]) -> Path:
+    """A file or folder; of a hub id, the folder with those of these files that are there.
+
+    Raises ValueError, and says which files to fetch by hand, if it cannot be reached.
+    """
+    if Path(source).exists() or not is_id(source):
+        return Path(source)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(source), allow_patterns=list(names)))
+    except Exception as error:  # the client raises errors of many libraries
+        raise ValueError(
+            f"{source} does not exist here and cannot be downloaded ({first_line(error)}); fetch "
+            f"{' or '.join(names)} by hand and open the folder it is in"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def safe_files(variant: str | None) -> list[str]:

@@ -75,12 +75,20 @@ def sigma_from_alpha_bar(alpha_bar: float) -> float:
     return math.sqrt((1 - alpha_bar) / alpha_bar) if alpha_bar > 0 else math.inf
 
 
+def _factors(alpha_bar: float, prediction: str) -> tuple[float, float]:
+    """Those of the picture and of the noise. Raises ValueError for an unknown `prediction`."""
+    if prediction not in (kinds := ("epsilon", "sample", "v_prediction")):
+        raise ValueError(f"prediction is {prediction!r:.60}, expected one of {kinds}")
+    return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+
+
 def predict_x_0(model_output: Tensor, x_t: Tensor, alpha_bar: float, prediction: str) -> Tensor:
     """The clean picture that the model's output implies. [DDPM Eq. 15; Progressive Distillation D]
 
-    model_output, x_t: (b, c, h, w); `prediction` is "epsilon", "sample" or "v_prediction".
+    model_output, x_t: (b, c, h, w); `prediction` is "epsilon", "sample" or "v_prediction". Raises
+    ValueError for any other.
     """
-    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    signal, noise = _factors(alpha_bar, prediction)
     if prediction == "epsilon":
         if alpha_bar == 0:
             raise ValueError(
@@ -95,7 +103,7 @@ def predict_x_0(model_output: Tensor, x_t: Tensor, alpha_bar: float, prediction:
 
 def predict_eps(model_output: Tensor, x_t: Tensor, alpha_bar: float, prediction: str) -> Tensor:
     """The noise that the model's output implies; the counterpart of predict_x_0."""
-    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    signal, noise = _factors(alpha_bar, prediction)
     if prediction == "epsilon":
         return model_output
     if prediction == "sample":
@@ -106,7 +114,8 @@ def predict_eps(model_output: Tensor, x_t: Tensor, alpha_bar: float, prediction:
 class NoiseSchedule:
     """alpha_bar over the training timesteps, and what follows from it. The forward process.
 
-    `betas`, `alphas_bar`: (num_train_timesteps,) float32. [DDPM Eq. 2-4]
+    `betas`, `alphas_bar`: (num_train_timesteps,) float32. [DDPM Eq. 2-4] Without a config it is
+    Stable Diffusion's; another is NoiseSchedule(ScheduleConfig(beta_schedule="linear")).
     """
 
     default_spacing: ClassVar[str] = "leading"
@@ -159,7 +168,8 @@ class NoiseSchedule:
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. [DDPM Eq. 4]
 
-        x_0, eps: (b, ...), t: whole timesteps, () or (b,). Returns (b, ...).
+        x_0, eps: (b, ...), t: whole timesteps, () or (b,). Returns (b, ...). Raises ValueError for
+        a t that is not one; on an accelerator its size is not looked at, which would wait for it.
         """
         alpha_bar = self._at(t, x_0)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
@@ -252,5 +262,11 @@ class NoiseSchedule:
         return x_0, predict_eps(model_output, seen, span.alpha_bar, kind)
 
     def _at(self, t: Tensor, like: Tensor) -> Tensor:
+        t, last = torch.as_tensor(t), len(self.alphas_bar) - 1
+        fits = not (t.is_floating_point() or t.dtype == torch.bool)
+        if fits and t.device.type == "cpu":
+            fits = bool(((t >= 0) & (t <= last)).all())
+        if not fits:
+            raise ValueError(f"t is {t.tolist()!r:.60}, expected whole numbers 0 to {last}")
         alpha_bar = self.alphas_bar.to(like.device, like.dtype)[t]
         return alpha_bar.reshape(-1, *[1] * (like.ndim - 1)) if alpha_bar.ndim else alpha_bar

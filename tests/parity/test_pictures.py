@@ -1,7 +1,8 @@
 """Every scheduler x steps x prediction type x spacing: pictures within 1/255 of the reference's.
 
-By default a sample in which every value of one of the four meets every value of another; all of
-them are slow. What settings of one scheduler change stands in test_more_schedulers.py.
+By default a sample in which every prediction type and every spacing meets every scheduler, every
+number of steps and each other; all of them are slow. What settings of one scheduler change stands
+in test_more_schedulers.py.
 """
 
 import itertools
@@ -34,13 +35,14 @@ ALL = [case for case in itertools.product(KINDS, STEPS, PREDICTIONS, SPACINGS)
 
 
 def pairs(case: Case) -> set[tuple]:
-    return set(itertools.combinations(enumerate(case), 2))
+    """What meets in a case; not scheduler and steps, whose pairs alone are 48 cases."""
+    return set(itertools.combinations(enumerate(case), 2)) - {((0, case[0]), (1, case[1]))}
 
 
 def sample(cases: list[Case]) -> list[Case]:
-    """Some of the cases, in which every pair of values is that is in any of them."""
+    """Some of the cases, with every pair of values that there is in all of them."""
     shuffled, chosen, met = random.Random(0).sample(cases, len(cases)), [], set()
-    for wanted in (6, 5, 4, 3, 2, 1):  # of the six pairs of a case, how many are new
+    for wanted in (5, 4, 3, 2, 1):  # of the five pairs of a case, how many are new
         for case in shuffled:
             if len(pairs(case) - met) >= wanted:
                 chosen.append(case)
@@ -53,7 +55,7 @@ def test_the_sample_has_every_pair_of_values():
     assert met == set().union(*map(pairs, ALL))
     singles = {value for pair in met for value in pair}
     assert {value for _, value in singles} == {*KINDS, *STEPS, *PREDICTIONS, *SPACINGS}
-    assert len(sample(ALL)) < 60
+    assert len(sample(ALL)) < 40
 
 
 @pytest.fixture
