@@ -44,6 +44,13 @@ def test_the_residual_blocks_begin_by_adding_nothing():
     assert torch.equal(vae.encoder.down[0].resnets[0](x), x)
 
 
+def test_the_resampling_begins_by_keeping_pixels_as_they_are():
+    vae, x = autoencoders.small(4), torch.randn(1, 32, 4, 6)
+    assert torch.equal(vae.decoder.up[0].upsample(x)[..., ::2, ::2], x)
+    x = torch.randn(1, 8, 4, 6)
+    assert torch.equal(vae.encoder.down[0].downsample(x), x[..., 1::2, 1::2])
+
+
 def test_all_layers_of_the_smaller_network_are_taken_over_and_the_new_level_is_inside():
     smaller = shaken(4)
     grown = autoencoders.small(8, smaller).state_dict()
@@ -66,7 +73,11 @@ def test_a_batch_is_one_part_of_several_pictures():
     assert book.shape == (3, 3, 64, 64)
     assert -1 <= book.min() < 0 < book.max() <= 1
     places = torch.arange(64.0 * 64).reshape(1, 1, 64, 64).expand(3, 3, 64, 64)
-    batch = autoencoders.crops(places, torch.Generator().manual_seed(2))
+    draw = torch.Generator().manual_seed(2)
+    corners = {divmod(int(autoencoders.crops(places, draw)[0, 0, 0, 0]), 64) for _ in range(9)}
+    assert len(corners) > 5
+    assert any(y != x for y, x in corners)
+    batch = autoencoders.crops(places, draw)
     assert batch.shape == (8, 3, 32, 32)
     assert torch.equal(batch, batch[:1].expand(8, -1, -1, -1))
     assert torch.equal(batch[0, 0].diff(dim=0), torch.full((31, 32), 64.0))

@@ -189,9 +189,16 @@ def test_latents_stand_between_what_was_encoded_and_what_was_decoded():
     ]
     assert alone.width < figures[0].width < figures[2].width
     assert len({image.tobytes() for image in figures}) == 3
-    assert viz.latent_channels(z, alt=ALT, before=x).png != (
-        viz.latent_channels(z, alt=ALT, before=x.flip(0)).png
-    )
+
+
+def test_what_was_encoded_is_drawn_on_the_left_and_what_was_decoded_on_the_right():
+    red, blank = torch.tensor([1.0, -1, -1])[:, None, None].expand(3, 8, 8), torch.ones(3, 8, 8)
+    for rows in ([red, blank], [blank, red]):
+        for name, side in (("before", 0), ("after", 2)):
+            image = viz.latent_channels(torch.zeros(2, 4, 8, 8), alt=ALT, **{name: rows}).image
+            y, x = np.nonzero((np.asarray(image) == (255, 0, 0)).all(axis=2))
+            assert set(3 * x // image.width) == {side}
+            assert (y.mean() > image.height / 2) == (rows[1] is red)
 
 
 @pytest.mark.parametrize("name", ["before", "after", "row_titles"])
@@ -229,6 +236,17 @@ def test_the_token_strip_shows_all_77_places_and_what_was_cut():
     assert short[-1][0] == f"padding x {75 - pieces}"
     assert [kind for _, _, kind in long].count("text") == 75
     assert [kind for _, _, kind in long].count("cut") == 30 * pieces - 75
+
+
+def test_a_merge_tree_of_what_is_no_merge_is_refused():
+    with pytest.raises(ValueError, match=r"'ea</w>' is not made of 's' and 'e'"):
+        viz.merge_tree([["s", "e", "a</w>"], ["ea</w>"]], alt=ALT)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 4, 3), (2, 5, 5)])
+def test_heads_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="4 labels"):
+        viz.attention_heads(draw(1, *shape), list("abcd"), alt=ALT)
 
 
 def test_a_words_positions_are_those_of_its_pieces():
