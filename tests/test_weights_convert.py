@@ -21,13 +21,6 @@ def pipe():
     return pipeline()
 
 
-@pytest.fixture(scope="module")
-def original(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("diffusers") / "model"
-    weights_convert.save(pipe, folder, layout="diffusers")
-    return folder
-
-
 @pytest.fixture
 def folder(original, tmp_path):
     """A folder like the official ones, which have no note of ours, to damage."""

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import shutil
 
 import pytest
 import torch
@@ -20,19 +19,6 @@ OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_
 @pytest.fixture(scope="module")
 def pipe():
     return pipeline()
-
-
-@pytest.fixture(scope="module")
-def original(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("diffusers") / "model"
-    weights_convert.save(pipe, folder, layout="diffusers")
-    return folder
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    """A diffusers folder of one's own, to change."""
-    return shutil.copytree(original, tmp_path / "model")
 
 
 def edit(path, **changes):

@@ -1,6 +1,5 @@
 """Saving, downloading and the command line: whole or not at all, and one clear error."""
 
-import shutil
 import subprocess
 import sys
 
@@ -19,19 +18,6 @@ from weights_convert.folders import new_folder
 @pytest.fixture(scope="module")
 def pipe():
     return pipeline()
-
-
-@pytest.fixture(scope="module")
-def original(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("diffusers") / "model"
-    weights_convert.save(pipe, folder, layout="diffusers")
-    return folder
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    """A diffusers folder of one's own, to damage."""
-    return shutil.copytree(original, tmp_path / "model")
 
 
 def weights(folder, name="unet"):
