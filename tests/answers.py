@@ -1,16 +1,22 @@
 """Answers to the exercises: a solution of each, and what is typically wrong."""
 
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def col(a: Tensor) -> Tensor:
     return a[:, None, None, None]
 
 
-def loss(model, x_0, eps, t, alphas_bar, see="x_t", target="eps", power=2):
+def loss(model, x_0, eps, t, alphas_bar, see="x_t", target="eps", power=2, mix=None):
     a = col(alphas_bar[t])
-    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
+    signal, noise = mix(a) if mix else (a.sqrt(), (1 - a).sqrt())
+    x_t = signal * x_0 + noise * eps
     error = model(x_t if see == "x_t" else x_0, t) - (eps if target == "eps" else x_0)
     return (error**power if power == 2 else error).mean()
 
@@ -44,13 +50,15 @@ def heun(x, sigma, after, slope, mistake=""):
 
 def loop(pipe, x_T, cond, uncond, n, w, mistake=""):
     x_t, plan = x_T, pipe.scheduler.plan(n)
+    w = w + 1 if mistake == "over" else w
     for span in reversed(plan) if mistake == "order" else plan:
         u, c = pipe.unet(x_t, span.t, uncond), pipe.unet(x_t, span.t, cond)
         if mistake == "swap":
             u, c = c, u
         eps = c if mistake == "free" else u + w * (c - u)
-        x_t, x_0 = pipe.scheduler.step(eps, span, x_t)
-    return x_0 if mistake == "x_0" else x_t
+        x_prev, x_0 = pipe.scheduler.step(eps, span, x_t)
+        x_t = {"fed": x_0, "stays": x_T}.get(mistake, x_prev)
+    return {"x_0": x_0, "stays": x_prev}.get(mistake, x_t)
 
 
 def picture(pipe, latents):
@@ -70,8 +78,86 @@ def batch(pipe, prompts, seeds, **settings):
 FAULTS = dict(zip("ABCDEFG", ("shift", "once", "text", "colours", "short", "scale", "literal")))
 
 
+def waves(t, width, first="cos", steps=0, sign=-1.0, share=2):
+    i = torch.arange(width // 2)
+    angles = t[:, None] * 10_000.0 ** (sign * i / (width // share + steps))
+    pair = [angles.cos(), angles.sin()]
+    return torch.cat(pair if first == "cos" else pair[::-1], -1)
+
+
+def group_norm(x, groups, eps, power=0.5, unbiased=False, shift=1.0):
+    g = x.reshape(len(x), groups, -1)
+    mean, var = g.mean(-1, keepdim=True), g.var(-1, keepdim=True, unbiased=unbiased)
+    return ((g - shift * mean) / (var + eps) ** power).reshape(x.shape)
+
+
+CONCATENATED = [2560] * 5 + [1920, 1920, 1280, 960, 960, 640, 640]  # SD 1.x's way up
+SD_UNET = 859_520_964
+
+
 def nats(mean, logvar):
     return (mean**2 + logvar.exp() - 1 - logvar) / 2
+
+
+def best_pair(counts, each=list, pick=max):
+    found = Counter()
+    for word, times in counts.items():
+        for pair in each(pairwise(word)):
+            found[pair] += times
+    return pick(found, key=found.get)
+
+
+def parameters(c):
+    layer = 4 * c.width * (c.width + 1) + c.mlp_width * (2 * c.width + 1) + 5 * c.width
+    around = (c.vocab_size + c.context_length + 2) * c.width
+    return around + c.layers * layer
+
+
+def keep(x_prev, x_0, noise, cells, span, last, level="alpha_bar_prev", always=False):
+    a = getattr(span, level)
+    known = a**0.5 * x_0 + (1 - a) ** 0.5 * noise
+    known = x_0 if last and not always else known
+    return (1 - cells) * known + cells * x_prev
+
+
+def kept_error(before, after, mask, power=1):
+    kept = (1 - mask).expand_as(before)
+    return (((after - before).abs() ** power) * kept).sum() / kept.sum()
+
+
+def adapted(mistake=""):
+    """The class of exercise 13.1, with a mistake in it."""
+
+    class Adapted(nn.Module):
+        def __init__(self, layer, rank, alpha):
+            super().__init__()
+            draw, d_out, d_in = seeded(1), *layer.weight.shape
+            a = torch.randn(rank, d_in, generator=draw) * (mistake != "both zero")
+            b = torch.zeros(d_out, rank) + (mistake == "random B")
+            self.layer, self.A, self.B = layer, nn.Parameter(a), nn.Parameter(b)
+            if mistake == "shapes":
+                self.A, self.B = nn.Parameter(b), nn.Parameter(a)
+            factors = {"no alpha": 1 / rank, "no rank": alpha, "no factor": 1}
+            self.factor = factors.get(mistake, alpha / rank)
+
+        def forward(self, x):
+            a, b = (self.B, self.A) if mistake in ("order", "shapes") else (self.A, self.B)
+            if mistake == "order" and a.shape[1] != x.shape[1]:
+                return self.layer(x)
+            part = self.factor * (x @ a.T) @ b.T
+            return part if mistake == "alone" else self.layer(x) + part
+
+    return Adapted
+
+
+def merged(weight, a, b, alpha, scale):
+    return weight + scale * alpha / len(a) * b @ a
+
+
+def one_row(table, gradient, rows, rate):
+    moved = table.clone()
+    moved[rows] -= rate * gradient[rows]
+    return moved
 
 
 SOLUTIONS = {
@@ -85,11 +171,25 @@ SOLUTIONS = {
     "05.2": lambda m, v, n: m + torch.exp(v / 2) * n,
     "05.3": lambda z: 1 / z.std(),
     "05.4": lambda m, v: nats(m, v).sum((1, 2, 3)),
+    "06.1": best_pair,
+    "06.2": parameters,
+    "08.2": waves,
+    "08.3": group_norm,
     "11.1": loop,
     "11.2": picture,
     "11.3": batch,
+    "12.2": lambda n, strength: n - int(n * strength),
+    "12.3": keep,
+    "12.4": kept_error,
+    "13.1": adapted(),
+    "13.2": merged,
+    "13.4": one_row,
 }
-PREDICTED = {"02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "11.4": FAULTS}
+PREDICTED = {
+    "02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "06.3": 1, "06.4": 231,
+    "08.1": CONCATENATED, "08.5": (22, 12, SD_UNET), "11.4": FAULTS, "13.3": 6,
+    "12.1": "autoencoder",
+}  # fmt: skip
 WORDS = "it would be different every time and so nobody could ever compute it back again"
 OPEN = {
     "02.5": WORDS,
@@ -97,10 +197,14 @@ OPEN = {
     "03.5": WORDS,
     "04.5": {"DDPM": 17, "DDIM": 16, "Euler": 16, "Heun": 17, "DPM++ 2M": 14},
     "05.5": WORDS,
+    "06.5": WORDS,
+    "08.4": WORDS,
     "11.5": WORDS,
+    "13.5": WORDS,
+    "12.5": WORDS,
 }
 WRONG = {
-    "02.1": {"half": 500, "root": 521, "linear": 259, "far": 10},
+    "02.1": {"half": 500, "root": 521, "linear": 259, "far": 10, "a ratio": 0.9993},
     "02.2": {
         "no roots": lambda x, e, a: col(a) * x + (1 - col(a)) * e,
         "one root": lambda x, e, a: col(a).sqrt() * x + (1 - col(a)) * e,
@@ -108,6 +212,8 @@ WRONG = {
         "axis": lambda x, e, a: a.sqrt() * x + (1 - a).sqrt() * e,
         "swapped": lambda x, e, a: (1 - col(a)).sqrt() * x + col(a).sqrt() * e,
         "no scale": lambda x, e, a: col(a).sqrt() * x + e,
+        "adds to 1": lambda x, e, a: col(a).sqrt() * x + (1 - col(a).sqrt()) * e,
+        "own noise": lambda x, e, a: col(a).sqrt() * x + (1 - col(a)).sqrt() * torch.randn_like(e),
     },
     "02.3": {
         "betas": lambda b: b.cumprod(0),
@@ -117,7 +223,7 @@ WRONG = {
         "alphas": lambda b: 1 - b,
         "late": lambda b: torch.cat([torch.ones(1), (1 - b).cumprod(0)[:-1]]),
     },
-    "02.4": {"no root": 0.00466, "nothing": 0.0, "noise": 0.9977},
+    "02.4": {"no root": 0.00466, "nothing": 0.0, "noise": 0.9977, "step": 0.994, "rounded": 0.07},
     "03.1": {"perfect": 0, "guess": 2, "half": 0.5},
     "03.2": {
         "clean input": lambda *a: loss(*a, see="x_0"),
@@ -126,6 +232,19 @@ WRONG = {
         "root": lambda *a: loss(*a).sqrt(),
         "sum": lambda *a: loss(*a) * a[1].numel(),
         "sign": lambda *a: -loss(*a),
+        "swapped": lambda *a: loss(*a, mix=lambda a: ((1 - a).sqrt(), a.sqrt())),
+        "no roots": lambda *a: loss(*a, mix=lambda a: (a, 1 - a)),
+        "one root": lambda *a: loss(*a, mix=lambda a: (a.sqrt(), 1 - a)),
+        "adds to 1": lambda *a: loss(*a, mix=lambda a: (a.sqrt(), 1 - a.sqrt())),
+        "axis": lambda *a: loss(*a, mix=lambda a: (a.flatten().sqrt(), (1 - a.flatten()).sqrt())),
+        "own noise": lambda m, x, e, *a: loss(m, x, torch.randn_like(e), *a),
+        "alpha_bar for t": lambda m, x, e, t, a: loss(lambda z, _: m(z, a[t]), x, e, t, a),
+        "small target": lambda m, x, e, t, a: (
+            (m(col(a[t]).sqrt() * x + (1 - col(a[t])).sqrt() * e, t) - (1 - col(a[t])).sqrt() * e)
+            .square()
+            .mean()
+        ),
+        "no gradient": lambda *a: loss(*a).item(),
     },
     "03.3": {
         "literal": lambda x, e, a: x - e,
@@ -133,6 +252,8 @@ WRONG = {
         "no root": lambda x, e, a: (x - (1 - a) * e) / a**0.5,
         "no roots": lambda x, e, a: (x - (1 - a) * e) / a,
         "sign": lambda x, e, a: (x + (1 - a) ** 0.5 * e) / a**0.5,
+        "brackets": lambda x, e, a: x - (1 - a) ** 0.5 * e / a**0.5,
+        "clamped": lambda x, e, a: ((x - (1 - a) ** 0.5 * e) / a**0.5).clamp(-1, 1),
     },
     "03.4": {
         "flat": [1.0] * 100,
@@ -187,6 +308,7 @@ WRONG = {
         "no mean": lambda m, v, n: (v / 2).exp() * n,
         "root of a negative": lambda m, v, n: m + v.sqrt() * n,
         "exponent's sign": lambda m, v, n: m + (-v / 2).exp() * n,
+        "own noise": lambda m, v, n: m + (v / 2).exp() * torch.randn_like(n),
     },
     "05.3": {
         "std": lambda z: z.std(),
@@ -194,6 +316,11 @@ WRONG = {
         "channel": lambda z: 1 / z.std(dim=(0, 2, 3)),
         "picture": lambda z: 1 / z.std(dim=(1, 2, 3)),
         "largest": lambda z: 1 / z.abs().max(),
+        "first picture": lambda z: 1 / z[0].std(),
+        "mean of the pictures'": lambda z: (1 / z.std(dim=(1, 2, 3))).mean(),
+        "mean of the channels'": lambda z: (1 / z.std(dim=(0, 2, 3))).mean(),
+        "mean square": lambda z: 1 / z.square().mean().sqrt(),
+        "by heart": lambda z: 0.18215,
     },
     "05.4": {
         "half": lambda m, v: 2 * nats(m, v).sum((1, 2, 3)),
@@ -201,6 +328,70 @@ WRONG = {
         "batch": lambda m, v: nats(m, v).sum(),
         "mean": lambda m, v: nats(m, v).mean((1, 2, 3)),
         "one": lambda m, v: (nats(m, v) + 0.5).sum((1, 2, 3)),
+        "squared": lambda m, v: ((m**2 + v.exp() ** 2 - 1 - v) / 2).sum((1, 2, 3)),
+    },
+    "06.1": {
+        "words alike": lambda counts: best_pair(dict.fromkeys(counts, 1)),
+        "once a word": lambda counts: best_pair(counts, each=set),
+        "no order": lambda counts: best_pair(counts, each=lambda p: map(tuple, map(sorted, p))),
+        "rarest": lambda counts: best_pair(counts, pick=min),
+        "turned": lambda counts: best_pair(counts)[::-1],
+        "letters": lambda counts: ("a", "a</w>"),
+        "joined": lambda counts: "".join(best_pair(counts)),
+        "with count": lambda counts: (best_pair(counts), 16),
+    },
+    "06.2": {
+        "biases": lambda c: parameters(c) - c.layers * (5 * c.width + c.mlp_width),
+        "final norm": lambda c: parameters(c) - 2 * c.width,
+        "positions": lambda c: parameters(c) - c.context_length * c.width,
+        "one norm": lambda c: parameters(c) - c.layers * 2 * c.width,
+        "no out": lambda c: parameters(c) - c.layers * (c.width + 1) * c.width,
+        "one layer": lambda c: parameters(replace(c, layers=1)),
+        "heads": lambda c: parameters(c) + c.layers * 3 * (c.heads - 1) * c.width**2,
+        "by heart": lambda c: 123_060_480,
+    },
+    "06.3": {"bag": 77, "none": 0, "after": 73, "padding": 72, "end": 2},
+    "06.4": {"cut": 77, "bare": 160, "one frame": 162, "two": 154, "no frames": 225},
+    "08.1": {
+        "a number": 2560,
+        "before": [1280] * 7 + [640, 640, 640, 320, 320],
+        "skips": [1280] * 5 + [640, 640, 640, 320, 320, 320, 320],
+        "returned": [1280] * 6 + [640] * 3 + [320] * 3,
+        "backwards": CONCATENATED[::-1],
+        "own level": [2560] * 6 + [1920, 1280, 1280, 960, 640, 640],
+        "one": [2560] * 6 + CONCATENATED[6:],
+    },
+    "08.2": {
+        "sines first": lambda t, n: waves(t, n, first="sin"),
+        "half - 1": lambda t, n: waves(t, n, steps=-1),
+        "the width": lambda t, n: waves(t, n, share=1),
+        "growing": lambda t, n: waves(t, n, sign=1.0),
+        "in turns": lambda t, n: waves(t, n).reshape(len(t), 2, -1).mT.reshape(len(t), -1),
+        "cosines": lambda t, n: waves(t, n)[:, : n // 2].repeat(1, 2),
+    },
+    "08.3": {
+        "no root": lambda *a: group_norm(*a, power=1),
+        "no mean": lambda *a: group_norm(*a, shift=0.0),
+        "no eps": lambda x, g, eps: group_norm(x, g, 0.0),
+        "n - 1": lambda *a: group_norm(*a, unbiased=True),
+        "channels": lambda x, g, eps: group_norm(x, x.shape[1], eps),
+        "layer": lambda x, g, eps: group_norm(x, 1, eps),
+        "size": lambda x, g, eps: group_norm(x, x.shape[1] // g, eps),
+        "batch": lambda x, g, eps: (
+            group_norm(x.transpose(0, 1).reshape(1, -1, *x.shape[2:]), g, eps)
+            .reshape(x.shape[1], len(x), *x.shape[2:])
+            .transpose(0, 1)
+        ),
+    },
+    "08.5": {
+        "one number": SD_UNET,
+        "no middle": (20, 12, SD_UNET),
+        "way up": (12, 12, SD_UNET),
+        "resnets only": (22, 8, SD_UNET),
+        "no conv_in": (22, 11, SD_UNET),
+        "bytes": (22, 12, 4 * SD_UNET),
+        "tensors": (22, 12, 686),
+        "pipeline": (22, 12, 1_066_235_307),
     },
     "11.1": {
         "no guidance": lambda *a: loop(*a, mistake="free"),
@@ -208,6 +399,9 @@ WRONG = {
         "order": lambda *a: loop(*a, mistake="order"),
         "x_0": lambda *a: loop(*a, mistake="x_0"),
         "nothing done": lambda pipe, x_T, *a: x_T,
+        "over": lambda *a: loop(*a, mistake="over"),
+        "fed": lambda *a: loop(*a, mistake="fed"),
+        "stays": lambda *a: loop(*a, mistake="stays"),
     },
     "11.2": {
         "no scale": lambda p, z: picture(p, z * p.vae.config.scaling_factor),
@@ -216,6 +410,9 @@ WRONG = {
         "no clamp": lambda p, z: (p.decode_latents(z) / 2 + 0.5).permute(0, 2, 3, 1),
         "channels": lambda p, z: picture(p, z).permute(0, 3, 1, 2),
         "turned": lambda p, z: picture(p, z).transpose(1, 2),
+        "by heart": lambda p, z: picture(p, z * p.vae.config.scaling_factor / 0.18215),
+        "cut first": lambda p, z: (p.decode_latents(z).clamp(0, 1) / 2 + 0.5).permute(0, 2, 3, 1),
+        "bytes": lambda p, z: (picture(p, z) * 255).round().byte(),
     },
     "11.3": {
         "one for all": lambda pipe, prompts, seeds: (
@@ -227,6 +424,10 @@ WRONG = {
         "backwards": lambda *a: batch(*a).flip(0),
         "counted": lambda pipe, prompts, seeds: batch(pipe, prompts, range(len(seeds))),
         "no guidance": lambda *a: batch(*a, guidance_scale=1.0),
+        "opposite": lambda pipe, prompts, seeds: batch(pipe, prompts, seeds[::-1]),
+        "steps": lambda *a: batch(*a, num_inference_steps=2),
+        "no seed": lambda pipe, prompts, seeds: pipe(prompts, output_type="latent").images,
+        "three calls": lambda pipe, *a: torch.cat([batch(pipe, [p], [s]) for p, s in zip(*a)]),
     },
     "11.4": {
         "a list": list(FAULTS.values()),
@@ -235,5 +436,73 @@ WRONG = {
         "first and second": {**FAULTS, "A": "once", "B": "shift"},
         "pale and dark": {**FAULTS, "F": "shift", "A": "scale"},
         "grain and patches": {**FAULTS, "E": "literal", "G": "short"},
+    },
+    "12.1": {
+        "pixels": "original",
+        "noise": "noise",
+        "prompt": "prompt",
+        "error": "error",
+        "other": 0,
+    },
+    "12.2": {
+        "run": lambda n, s: int(n * s),
+        "rounded": lambda n, s: n - round(n * s),
+        "up": lambda n, s: n - math.ceil(n * s),
+        "skipped": lambda n, s: int(n * (1 - s)),
+        "late": lambda n, s: n - int(n * s) + 1,
+        "early": lambda n, s: n - int(n * s) - 1,
+        "strength 1": lambda n, s: max(1, n - int(n * s)),
+        "strength 0": lambda n, s: min(n - 1, n - int(n * s)),
+        "timestep": lambda n, s: 1000 * s,
+        "broken": lambda n, s: n - n * s,
+    },
+    "12.3": {
+        "turned": lambda x, x_0, e, c, *a: keep(x, x_0, e, 1 - c, *a),
+        "clean": lambda x, x_0, e, c, span, last: keep(x, x_0, e, c, span, True),
+        "old level": lambda *a: keep(*a, level="alpha_bar"),
+        "noisy end": lambda *a: keep(*a, always=True),
+        "nothing": lambda x, *a: x,
+        "hole": lambda x, *a: keep(x * 0, *a),
+        "added": lambda x, x_0, e, c, *a: keep(x, x_0, e, c, *a) + (1 - c) * x,
+        "noise alone": lambda x, x_0, e, c, s, last: keep(x, x_0 * last, e, c, s, last),
+        "full noise": lambda x, x_0, e, c, s, last: keep(
+            x, x_0, e / (1 - s.alpha_bar_prev) ** 0.5, c, s, last
+        ),
+    },
+    "12.4": {
+        "inside": lambda b, a, m: kept_error(b, a, 1 - m),
+        "everywhere": lambda b, a, m: (a - b).abs().mean(),
+        "all numbers": lambda b, a, m: ((a - b).abs() * (1 - m)).mean(),
+        "one channel": lambda *a: 3 * kept_error(*a),
+        "signed": lambda b, a, m: ((a - b) * (1 - m)).sum() / (1 - m).expand_as(b).sum(),
+        "square": lambda *a: kept_error(*a, power=2),
+        "sum": lambda b, a, m: ((a - b).abs() * (1 - m)).sum(),
+    },
+    "13.1": {
+        name: adapted(name)
+        for name in ("random B", "both zero", "shapes", "order", "alone", "no alpha", "no rank")
+    },
+    "13.2": {
+        "order": lambda w, a, b, alpha, scale: (
+            w + scale * alpha / len(a) * a @ b if len(a) == a.shape[1] else w
+        ),
+        "no alpha": lambda w, a, b, alpha, scale: merged(w, a, b, 1, scale),
+        "no rank": lambda w, a, b, alpha, scale: merged(w, a, b, alpha * len(a), scale),
+        "no factor": lambda w, a, b, alpha, scale: merged(w, a, b, len(a), scale),
+        "no scale": lambda w, a, b, alpha, scale: merged(w, a, b, alpha, 1),
+        "width": lambda w, a, b, alpha, scale: merged(w, a, b, alpha * len(a) / a.shape[1], scale),
+        "all scaled": lambda w, a, b, alpha, scale: scale * merged(w, a, b, alpha, 1),
+        "sign": lambda w, a, b, alpha, scale: merged(w, a, b, -alpha, scale),
+        "alone": lambda w, *a: merged(0 * w, *a),
+    },
+    "13.3": {"new": 1, "words": 4, "one end": 5, "twice": 7, "places": 77, "far": 20},
+    "13.4": {
+        "all": lambda t, g, rows, rate: t - rate * g,
+        "others": lambda t, g, rows, rate: 2 * t - rate * g - one_row(t, g, rows, rate),
+        "sign": lambda t, g, rows, rate: one_row(t, g, rows, -rate),
+        "no rate": lambda t, g, rows, rate: one_row(t, g, rows, 1),
+        "first": lambda t, g, rows, rate: one_row(t, g, rows[:1], rate),
+        "alone": lambda t, g, rows, rate: (t - rate * g)[rows],
+        "nothing": lambda t, g, rows, rate: t,
     },
 }

@@ -62,6 +62,14 @@ KINDS = {  # name: (call with data of a seed, the data it is given)
         lambda x, **a: viz.similarity(x, list("abcd"), **a), lambda seed: draw(seed, 4, 6),
     ),
     "causal_mask": (lambda x, **a: viz.causal_mask(x, **a), lambda seed: ["a"] * (seed + 2)),
+    "attention_heads": (
+        lambda x, **a: viz.attention_heads(x.softmax(-1), list("abcd"), **a),
+        lambda seed: draw(seed, 6, 4, 4),
+    ),
+    "merge_tree": (
+        lambda x, **a: viz.merge_tree(x, **a),
+        lambda seed: [["s", "e", "a</w>"], ["se", "a</w>"], ["sea</w>"]][: 1 + seed],
+    ),
     "attention_words": (
         lambda x, **a: viz.attention_words(
             pictures(0)[0], x, viz.cross_layers(x)[0], {"red": [2], "boat": [3]}, **a

@@ -53,6 +53,7 @@ def test_a_config_cannot_be_changed_by_accident():
         (AutoencoderConfig, {"norm_groups": 3}, "width 128 is not divisible by norm_groups 3"),
         (AutoencoderConfig, {"scaling_factor": 0.0}, "scaling_factor is 0.0, expected a positive"),
         (ScheduleConfig, {"beta_schedule": "steep"}, "beta_schedule is 'steep', expected one of"),
+        (ScheduleConfig, {"beta_schedule": "cosine"}, "; the cosine schedule is 'squaredcos_cap"),
         (ScheduleConfig, {"prediction_type": "x"}, "prediction_type is 'x', expected one of"),
         (ScheduleConfig, {"timestep_spacing": "odd"}, "timestep_spacing is 'odd', expected one"),
         (ScheduleConfig, {"num_train_timesteps": 0}, "num_train_timesteps is 0, expected at"),

@@ -59,6 +59,20 @@ def test_every_kind_of_prediction_gives_back_picture_and_noise(kind):
     torch.testing.assert_close(predict_eps(output, x_t, alpha_bar, kind), eps, **CLOSE)
 
 
+@pytest.mark.parametrize("solve", [predict_x_0, predict_eps])
+def test_an_unknown_kind_of_prediction_is_refused(solve):
+    with pytest.raises(ValueError, match="prediction is 'eps', expected one of .*'epsilon'"):
+        solve(normal(1), normal(1), 0.5, "eps")
+
+
+@pytest.mark.parametrize("t", [-1, 1000, 250.0, [3, -1], [True, False]])
+def test_a_timestep_that_the_schedule_lacks_is_refused(t):
+    two = normal(2, 4), normal(2, 4)
+    for mix in (DDPMScheduler().add_noise, DDPMScheduler().velocity):
+        with pytest.raises(ValueError, match="expected whole numbers 0 to 999"):
+            mix(*two, torch.tensor(t))
+
+
 def test_zero_terminal_snr_leaves_nothing_and_keeps_the_first_level():
     betas = DDPMScheduler().betas
     alphas_bar = torch.cumprod(1 - zero_terminal_snr(betas), 0)

@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from answers import OPEN, PREDICTED, SOLUTIONS, WRONG
@@ -12,7 +13,7 @@ from minisd import DDIMScheduler
 from minisd.teach import check, setup, show_source, train_or_load
 from minisd.teach.checks import exercises, find
 
-CHAPTERS = (2, 3, 4, 5, 11)
+CHAPTERS = (2, 3, 4, 5, 6, 8, 11, 12, 13)
 ALL = {key: one for chapter in CHAPTERS for key, one in exercises(chapter).items()}
 
 
@@ -88,11 +89,39 @@ def test_an_answer_that_changes_its_input_is_told():
         x_0 *= 2
         return x_0
 
-    assert "changes the tensor" in check("02.2", greedy).hint
+    hint = check("02.2", greedy).hint
+    assert hint.startswith("it changes the tensor")  # and the student's code did not stop
 
 
 def test_a_loss_without_gradient_is_told():
     assert "no gradient" in check("03.2", lambda *a: SOLUTIONS["03.2"](*a).detach()).hint
+
+
+FORMS = {
+    "02.2": lambda *a: list(SOLUTIONS["02.2"](*a)),
+    "02.3": lambda betas: SOLUTIONS["02.3"](betas).tolist(),
+    "03.3": lambda x, e, a: (x - (1 - a).sqrt() * e) / a.sqrt(),
+    "05.3": lambda z: 1 / np.std(z.numpy()),
+    "05.4": lambda *a: SOLUTIONS["05.4"](*a).numpy(),
+    "11.2": lambda *a: [one.numpy() for one in SOLUTIONS["11.2"](*a)],
+}
+
+
+@pytest.mark.parametrize("key", FORMS)
+def test_right_numbers_in_another_form_are_right(key):
+    assert check(key, FORMS[key]).passed, check(key, FORMS[key])
+
+
+def test_what_is_no_number_is_named():
+    assert "returns a str" in check("02.2", lambda *a: "x_t").hint
+
+
+def test_a_single_wrong_number_is_not_called_right_up_to_a_factor():
+    assert "factor" not in check("03.2", lambda *a: 3.3 * SOLUTIONS["03.2"](*a)).hint
+
+
+def test_a_forgotten_zero_grad_is_one_reason_for_a_loss_that_grows():
+    assert "zero_grad" in check("03.4", [1.2 + i / 50 for i in range(100)]).hint
 
 
 def test_a_wrong_shape_a_sign_and_a_factor_are_told_where_no_mistake_is_known():

@@ -97,6 +97,14 @@ def test_an_unknown_split_is_refused():
         example(0, split="test")
 
 
+@pytest.mark.parametrize("wrong", ["a red bird", -1, 1.5, None])
+def test_an_example_is_asked_for_by_its_number(wrong):
+    with pytest.raises(ValueError, match=r"index is .* expected a whole number"):
+        example(wrong)
+    with pytest.raises(ValueError, match=r"seed is .* expected a whole number"):
+        example(0, seed=wrong)
+
+
 @pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
 def test_a_picture_has_the_size_asked_for_and_looks_the_same(size):
     scene = example(4).scene

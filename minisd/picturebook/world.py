@@ -1,6 +1,7 @@
 """The picture-book world: pictures of random scenes, with masks and captions, without end."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -82,7 +83,16 @@ def masks(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
 
 
 def example(index: int, seed: int = 0, split: str = "train", size: int = IMAGE_SIZE) -> Example:
-    """Example `index` of an endless set, the same for the same (seed, split, index) anywhere."""
+    """Example `index` of an endless set, the same for the same (seed, split, index) anywhere.
+
+    Raises ValueError for an unknown split, and unless index and seed are whole numbers from 0 on.
+    """
+    for name, value in (("index", index), ("seed", seed)):
+        if not isinstance(value, Integral) or value < 0:
+            raise ValueError(
+                f"{name} is {value!r:.60}, expected a whole number from 0 on: examples are asked "
+                "for by number, and each brings its words along, example(0).caption"
+            )
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     rng = np.random.default_rng((seed, SPLITS.index(split), index))

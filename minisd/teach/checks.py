@@ -16,6 +16,10 @@ class NotYet(Exception):  # noqa: N818 - not an error
     """Raised inside a check when the student's function returns nothing."""
 
 
+class Wrong(Exception):  # noqa: N818 - not an error
+    """Raised inside a check with the hint, where there is nothing to compare."""
+
+
 @dataclass(frozen=True)
 class Exercise:
     """One exercise. kind: "predict" (a number before running), "fill-in" (a function) or "open"
@@ -88,6 +92,8 @@ def _judge(key: str, exercise: Exercise, answer: Any) -> Result:
             hint = exercise.verify(answer)
     except (NotYet, NotImplementedError):
         return Result(key, None, exercise.task)
+    except Wrong as wrong:
+        return Result(key, False, str(wrong))
     except Exception as error:
         return Result(key, False, f"your code stopped with {type(error).__name__}: {error}")
     return Result(key, not hint, hint or exercise.done)
@@ -95,35 +101,58 @@ def _judge(key: str, exercise: Exercise, answer: Any) -> Result:
 
 def call(answer: Any, *arguments: Any) -> Any:
     """What the student's function returns for copies of the arguments. Raises NotYet for nothing,
-    TypeError if the answer is not a function.
+    Wrong if the answer is not a function or changes what it was given.
     """
     if not callable(answer):
-        raise TypeError(f"expected the function itself (without brackets), got {answer!r:.60}")
+        raise Wrong(f"expected the function itself (without brackets), got {answer!r:.60}")
     copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
     given = answer(*copies)
     if given is None or given is ...:
         raise NotYet
     for copy, original in zip(copies, arguments):
         if isinstance(original, Tensor) and not torch.equal(copy, original):
-            raise ValueError("it changes the tensor that it was given; make a new one (no +=)")
+            raise Wrong("it changes the tensor that it was given; make a new one (no +=)")
     return given
 
 
-def compare(given: Any, right: Tensor, mistakes: Mapping[str, Any], tolerance: float = 1e-4) -> str:
-    """The hint for a result: none if it is `right`, else the key of `mistakes` whose value it is,
-    else what can be said of the numbers: their shape, their sign, their size. `tolerance` is a
-    share of the largest value.
+def draws(answer: Any, *arguments: Any) -> str:
+    """A hint if two calls with the same arguments differ: the answer draws noise by itself."""
+    first, second = (as_numbers(call(answer, *arguments)) for _ in range(2))
+    if first is None or second is None or first.shape != second.shape:
+        return ""
+    if torch.equal(first.nan_to_num(), second.nan_to_num()):
+        return ""
+    return "it gives something else every time: it draws noise of its own; use what it is given"
+
+
+def as_numbers(given: Any) -> Tensor | None:
+    """A tensor, number, array or list of them as a float tensor; None for anything else."""
+    try:
+        if isinstance(given, (list, tuple)):  # of numbers, tensors or arrays
+            given = torch.stack([torch.as_tensor(one) for one in given])
+        return torch.as_tensor(given).detach().float()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def compare(
+    given: Any, right: Tensor, mistakes: Mapping[str, Any], tolerance: float = 1e-4,
+    advice: str = "try it by hand on a single number",
+) -> str:  # fmt: skip
+    """The hint for a result: none if it is `right`, else the key of `mistakes` whose value it is (a
+    tuple holds several), else what can be said of the numbers: their shape, their sign, their size,
+    with `advice` how to go on. `tolerance` is a share of the largest value.
     """
-    if isinstance(given, (int, float)):
-        given = torch.tensor(float(given))
-    if not isinstance(given, Tensor):
+    numbers, right = as_numbers(given), right.detach().float()
+    if numbers is None:
         return f"it returns a {type(given).__name__}, expected a tensor {tuple(right.shape)}"
-    given, right = given.detach().float(), right.detach().float()
+    given = numbers
     if _same(given, right, tolerance):
         return ""
     for hint, wrong in mistakes.items():
-        if _same(given, torch.as_tensor(wrong).detach().float(), tolerance):
-            return hint
+        for one in wrong if isinstance(wrong, tuple) else (wrong,):
+            if _same(given, torch.as_tensor(one).detach().float(), tolerance):
+                return hint
     if given.shape != right.shape:
         return f"its shape is {tuple(given.shape)}, expected {tuple(right.shape)}"
     if not given.isfinite().all():
@@ -131,10 +160,10 @@ def compare(given: Any, right: Tensor, mistakes: Mapping[str, Any], tolerance: f
     if _same(given, -right, tolerance):
         return "the sign is wrong: every number is minus what it should be"
     ratio = (given * right).sum() / right.square().sum().clamp(min=1e-12)
-    if _same(given, ratio * right, tolerance):
+    if right.numel() > 1 and _same(given, ratio * right, tolerance):
         return f"right up to a factor: every number is {ratio.item():.3g} times what it should be"
     worst = (given - right).abs().max().item()
-    return f"the numbers differ by up to {worst:.3g}; try it by hand on a single number"
+    return f"the numbers differ by up to {worst:.3g}; {advice}"
 
 
 def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:

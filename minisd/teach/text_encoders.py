@@ -4,7 +4,7 @@ The pictures show two shapes in two colours, the captions are "a red circle and 
 """
 
 from collections.abc import Sequence
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 from typing import Any
 
 import torch
@@ -29,14 +29,13 @@ Pair = tuple[Named, Named]
 
 
 def scenes() -> tuple[list[Pair], list[Pair]]:
-    """Every two shapes in two colours, for training, and one in five for the exam alone."""
-    found = [
-        ((c1, s1), (c2, s2))
-        for s1, s2 in permutations(SHAPES, 2)
-        if s1 < s2
-        for c1, c2 in permutations(COLORS, 2)
-    ]
-    return [p for i, p in enumerate(found) if i % 5], found[::5]
+    """Every two shapes in two colours: four in five for training, one in five for the exam."""
+    book, exam = [], []
+    for row, (s1, s2) in enumerate(combinations(SHAPES, 2)):
+        for place, (c1, c2) in enumerate(permutations(COLORS, 2)):
+            kept = exam if (row + place) % 5 == 0 else book  # other colours for other shapes
+            kept.append(((c1, s1), (c2, s2)))
+    return book, exam
 
 
 def captions(pairs: Sequence[Pair]) -> Tensor:

@@ -128,7 +128,8 @@ def histogram(
         axes = page.axes(76, 16, 540, 280)
         for (name, values), style in zip(flat.items(), line_styles(len(flat))):
             density, _ = np.histogram(values, edges, density=True)
-            label = f"{name} (mean {values.mean():.2f}, std {values.std():.2f})"
+            mean = round(values.mean().item(), 2) + 0.0  # 0.00 has no sign
+            label = f"{name} (mean {mean:.2f}, std {values.std():.2f})"
             axes.stairs(density, edges, fill=True, color=style["color"], alpha=0.15)
             axes.stairs(density, edges, label=label, linewidth=1.8, **style)
         if normal:

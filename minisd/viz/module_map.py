@@ -37,7 +37,7 @@ def module_map(
     """Text encoder, UNet and decoder from the records of one call each, numbered as they ran.
 
     Blue boxes are residual blocks, orange ones attend; grey lines are the skips, found in the
-    record of the UNet; red lines bring the text. `steps`: how often the UNet runs.
+    record of the UNet; green lines bring the text. `steps`: how often the UNet runs.
     Raises ValueError for a record without the UNet's skips.
     """
     skips = skip_sources(unet)
@@ -52,7 +52,7 @@ def module_map(
         for box in (box for boxes in columns.values() for box in boxes):
             _draw_box(axes, box)
         for x, title in ((TEXT[0], "text encoder"), (DOWN[0], "UNet, down and across"),
-                         (UP[0], "UNet, up"), (DECODER[0], "decoder")):  # fmt: skip
+                         (UP[0], "UNet, up (read upwards)"), (DECODER[0], "decoder")):  # fmt: skip
             page.text(x, 18, title, fontsize=10, fontweight="bold")
         return page.finish()
 
@@ -120,7 +120,7 @@ def _draw_skips(axes: Axes, columns: Mapping[str, list[Box]], skips: Mapping[str
 
 def _draw_text_lines(axes: Axes, columns: Mapping[str, list[Box]]) -> None:
     """The text, from the encoder's last layer to every attention block of the UNet."""
-    color, floor = CATEGORIES[3], columns["down"][-1].y + BOX + 14
+    color, floor = CATEGORIES[2], columns["down"][-1].y + BOX + 14
     last, left, right = columns["text"][-1], DOWN[0] - 14, UP[0] + UP[1] + 14
     line = {"color": color, "linewidth": 1.4, "zorder": 0}
     arrow = {"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
@@ -139,8 +139,11 @@ def _draw_loop(axes: Axes, columns: Mapping[str, list[Box]], steps: int) -> None
     """Across, from the UNet's end back to its start, `steps` times, and then to the decoder."""
     first, last, decoder = columns["down"][0], columns["up"][0], columns["decoder"][0]
     low, turn = columns["down"][-1], columns["up"][-1]
-    axes.plot((low.x + low.width, turn.x), (low.middle, turn.middle), color=INK, linewidth=1.2)
     arrow = {"arrowstyle": "-|>", "color": INK, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 10}
+    across = {**arrow, "linewidth": 1.2}
+    axes.annotate("", (turn.x, turn.middle), (low.x + low.width, low.middle), arrowprops=across)
+    for box in columns["up"][:-1]:  # between the boxes: this column is read upwards
+        axes.plot(box.x + box.width / 2, box.y + BOX + (ROW - BOX) / 2, "^", color=INK, ms=4)
     back, x = last.x + 60, first.x + first.width - 60
     axes.plot((back, back, x), (last.y, 36, 36), color=INK, linewidth=1.2)
     axes.annotate("", (x, first.y), (x, 36), arrowprops=arrow)

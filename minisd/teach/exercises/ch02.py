@@ -6,7 +6,7 @@ import torch
 
 from minisd.config import ScheduleConfig
 from minisd.schedulers.schedule import NoiseSchedule
-from minisd.teach.checks import Exercise, call, compare, number, sentences
+from minisd.teach.checks import Exercise, call, compare, draws, number, sentences
 
 SD = NoiseSchedule()
 
@@ -24,7 +24,7 @@ def mix(answer: Any) -> str:
     a = SD.alphas_bar[t]
     right, each = SD.add_noise(x_0, eps, t), a[:, None, None, None]
     signal, noise = each.sqrt(), (1 - each).sqrt()
-    return compare(call(answer, x_0, eps, a), right, {
+    return draws(answer, x_0, eps, a) or compare(call(answer, x_0, eps, a), right, {
         "both square roots are missing: alpha_bar is a share of the variance, and the numbers "
         "themselves are scaled by its root": each * x_0 + (1 - each) * eps,
         "the square root on the noise is missing": signal * x_0 + (1 - each) * eps,
@@ -34,6 +34,8 @@ def mix(answer: Any) -> str:
         "the sign of the noise is wrong: it is added": signal * x_0 - noise * eps,
         "the wrong axis: alpha_bar has one number for each picture, and broadcasting put it along "
         "the width; give it the shape (b, 1, 1, 1)": a.sqrt() * x_0 + (1 - a).sqrt() * eps,
+        "the two factors do not add to 1, their squares do: the noise's is sqrt(1 - alpha_bar)":
+            signal * x_0 + (1 - signal) * eps,
         "the noise is at full strength: it needs the factor sqrt(1 - alpha_bar), or the variance "
         "grows": signal * x_0 + eps,
     })  # fmt: skip
@@ -68,6 +70,7 @@ EXERCISES = {
             "that is DDPM's linear schedule from 0.0001 to 0.02; Stable Diffusion's is "
             "scaled_linear from 0.00085 to 0.012": _first_below(NoiseSchedule(ScheduleConfig(
                 beta_schedule="linear", beta_start=0.0001, beta_end=0.02)), 0.5),
+            "that is a ratio; a timestep is wanted, a whole number from 0 to 999": 1.0,
         }, "SNR = alpha_bar / (1 - alpha_bar); search NoiseSchedule().snr() for 1"),
         "there alpha_bar is 1/2, well before the middle",
     ),
@@ -86,11 +89,14 @@ EXERCISES = {
     "02.4": Exercise(
         "predict",
         "by which number is the picture multiplied at the last timestep, t = 999?",
-        number(float(SD.alphas_bar[-1].sqrt()), 0.002, {
+        number(float(SD.alphas_bar[-1].sqrt()), 0.0006, {
             "that is alpha_bar; the picture is multiplied by its square root":
                 float(SD.alphas_bar[-1]),
             "not pure noise: Stable Diffusion's last timestep keeps some of the picture": 0.0,
             "that is the factor of the noise": float((1 - SD.alphas_bar[-1]).sqrt()),
+            "that is the last small step alone; a thousand of them came together":
+                float((1 - SD.betas[-1]).sqrt()),
+            "rounded too far: three decimals are asked": 0.07,
         }, "it is sqrt(alpha_bar) at t = 999"),
         "0.068: sampling starts from pure noise, which training never showed the model",
     ),

@@ -50,7 +50,9 @@ def noisy(answer: Any) -> str:
         return said
     for eta in (0.0, 1.0):
         if compare(given(eta), right(eta), {}, EXACT):
-            return f"right for eta = 0.7, but not for eta = {eta:g}: is eta a fixed number somewhere?"
+            return (
+                f"right for eta = 0.7, but not for eta = {eta:g}: is eta a fixed number somewhere?"
+            )
     return ""
 
 
@@ -156,7 +158,7 @@ EXERCISES = {
         "open",
         "how many calls does each sampler need until 95 % of the points lie near the data?",
         fewest,
-        "to compare: with our noise DPM++ 2M got by with some 14 calls, and all others needed 15 "
-        "to 20, Heun with its two looks a step among the last",
+        "to compare: with our noise DPM++ 2M needed 13 calls, DDIM and Euler 14, DDPM 17 and Heun, "
+        "with its two looks a step, 19",
     ),
 }  # fmt: skip

@@ -5,14 +5,15 @@ from typing import Any
 import torch
 
 from minisd.autoencoder import DiagonalGaussian
-from minisd.teach.checks import Exercise, call, compare, number, sentences
+from minisd.teach.checks import Exercise, call, compare, draws, number, sentences
 
 
 def reparameterise(answer: Any) -> str:
     g = torch.Generator().manual_seed(5)
     mean, logvar, noise = torch.randn(3, 2, 4, 3, 3, generator=g)
     std = (logvar / 2).exp()
-    return compare(call(answer, mean, logvar, noise), mean + std * noise, {
+    given = call(answer, mean, logvar, noise)
+    return draws(answer, mean, logvar, noise) or compare(given, mean + std * noise, {
         "exp(logvar) is the variance; noise is scaled by the standard deviation, its square root":
             mean + logvar.exp() * noise,
         "exp is missing: logvar is the logarithm of the variance": mean + logvar * noise,
@@ -32,16 +33,24 @@ def reparameterise(answer: Any) -> str:
 def scale_factor(answer: Any) -> str:
     g = torch.Generator().manual_seed(55)
     spread = torch.tensor([1.5, 4.0, 2.5, 6.0])[:, None, None]
-    latents = torch.randn(16, 4, 8, 8, generator=g) * spread + 0.8
-    std = latents.std()
+    of_picture = torch.linspace(0.4, 1.6, 16)[:, None, None, None]  # no picture is like another
+    latents = torch.randn(16, 4, 8, 8, generator=g) * spread * of_picture + 2
+    std, channels, pictures = latents.std(), latents.std(dim=(0, 2, 3)), latents.std(dim=(1, 2, 3))
     return compare(call(answer, latents), 1 / std, {
         "that is the standard deviation; the factor is what brings it to 1": std,
         "that is 1 / variance: a factor scales the standard deviation": 1 / std**2,
         "that is the variance; the factor is 1 / its root": std**2,
         "the wrong axis: one factor for each channel; the model has a single one for all numbers":
-            1 / latents.std(dim=(0, 2, 3)),
-        "the wrong axis: one factor for each picture; the model has a single one":
-            1 / latents.std(dim=(1, 2, 3)),
+            1 / channels,
+        "the wrong axis: one factor for each picture; the model has a single one": 1 / pictures,
+        "a mean over the channels; the spread of all numbers together is another":
+            (1 / channels.mean(), (1 / channels).mean()),
+        "a mean over the pictures; the spread of all numbers together is another":
+            (1 / pictures.mean(), (1 / pictures).mean()),
+        "that is the factor of the first picture alone": 1 / pictures[0],
+        "that is 1 / the root of the mean square; the spread is measured from the mean":
+            1 / latents.square().mean().sqrt(),
+        "0.18215 is Stable Diffusion's factor; measure that of these latents": 0.18215,
         "that is 1 / mean absolute value; the spread is measured by the standard deviation":
             1 / latents.abs().mean(),
         "that is 1 / the largest value, which one odd latent can decide": 1 / latents.abs().max(),
@@ -60,6 +69,9 @@ def kl(answer: Any) -> str:
             (mean**2 + logvar.exp() - logvar).sum(axes) / 2,
         "exp is missing: the formula holds the variance, exp(logvar)":
             (mean**2 + logvar - 1 - logvar).sum(axes) / 2,
+        "exp(logvar) is the variance already; it is not squared again": (
+            (mean**2 + logvar.exp() ** 2 - 1 - logvar).sum(axes) / 2,
+            (mean**2 + logvar.exp() ** 2 - 1 - 2 * logvar).sum(axes) / 2),
         "the square on the mean is missing": (mean + logvar.exp() - 1 - logvar).sum(axes) / 2,
         "the wrong axis: the sum runs over the batch as well; give one number for each picture":
             nats.sum(),

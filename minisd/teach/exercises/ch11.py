@@ -12,7 +12,7 @@ from minisd.config import AutoencoderConfig, Defaults, TextEncoderConfig, UNetCo
 from minisd.noise import draw_noise
 from minisd.pipeline import StableDiffusionPipeline
 from minisd.schedulers import DDIMScheduler
-from minisd.teach.checks import Exercise, call, compare, sentences
+from minisd.teach.checks import Exercise, call, compare, draws, sentences
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -28,6 +28,7 @@ FAULTS = {  # of the autopsy: the name of a fault, and how it shows
     "shift": "where [-1, 1] is taken for [0, 1], all that is darker than middle grey is black",
     "colours": "red and blue change places, and every shape stays as it was",
 }
+NO_SEED = "it gives other pictures every time: each needs a generator, set to its seed"
 PATIENTS = dict(zip("ABCDEFG", ("shift", "once", "text", "colours", "short", "scale", "literal")))
 
 
@@ -42,7 +43,9 @@ def toy() -> StableDiffusionPipeline:
             widths=(16, 32), layers_per_level=1, attention=(True, False), heads=(2, 2),
             context_width=16, norm_groups=8,
         )  # fmt: skip
-        vae = AutoencoderConfig(widths=(8, 8, 8, 8), layers_per_level=1, norm_groups=4)
+        vae = AutoencoderConfig(
+            widths=(8, 8, 8, 8), layers_per_level=1, norm_groups=4, scaling_factor=0.4
+        )  # not Stable Diffusion's factor, so that it has to be read
         networks = TextEncoder(text), UNet(unet), Autoencoder(vae)
     frozen = [network.eval().requires_grad_(False) for network in networks]
     return StableDiffusionPipeline(
@@ -56,13 +59,13 @@ def run(pipe: StableDiffusionPipeline, x_T: Tensor, cond: Tensor, uncond: Tensor
     plan = pipe.scheduler.plan(n)
     plan = {"order": plan[::-1], "one": plan[:1], "short": plan[: 2 * n // 3]}.get(mistake, plan)
     texts = {"swap": (uncond, cond), "text": (uncond, uncond)}.get(mistake, (cond, uncond))
-    scale = 1.0 if mistake == "free" else scale
+    scale = {"free": 1.0, "over": scale + 1}.get(mistake, scale)
     first, x_t, x_0 = pipe.predict(x_T, plan[0], *texts, scale), x_T, x_T
     for span in plan:
         eps = first if mistake == "once" else pipe.predict(x_t, span, *texts, scale)
         x_prev, x_0 = pipe.scheduler.step(eps, span, x_t)
-        x_t = x_t - eps if mistake == "literal" else x_prev
-    return x_0 if mistake == "x_0" else x_t
+        x_t = {"literal": x_t - eps, "fed": x_0, "stays": x_T}.get(mistake, x_prev)
+    return {"x_0": x_0, "stays": x_prev}.get(mistake, x_t)
 
 
 @torch.no_grad()
@@ -81,9 +84,15 @@ def loop(answer: Any) -> str:
         "the loop stops after its first step": "one",
         "noise is subtracted literally; pipe.scheduler.step scales it": "literal",
         "that is the predicted x_0 of the last step; step returns (x_prev, x_0)": "x_0",
+        "x_0 goes into the next step; it is x_prev that goes on": "fed",
+        "every step begins at x_T again; the next one takes what this one returned": "stays",
+        "guidance goes w times from the prediction without text, not from the one with it: "
+        "without + w * (with - without)": "over",
     }
     wrong = {hint: run(pipe, x_T, cond, uncond, name) for hint, name in mistakes.items()}
-    return compare(given, last.x_prev, wrong | {"the noise came back unchanged": x_T}, 1e-5)
+    wrong |= {"the noise came back unchanged": x_T}
+    advice = "try n = 1: one prediction, one step; then pipe.denoise(x_T, cond, uncond, 1, w)"
+    return compare(given, last.x_prev, wrong, 1e-5, advice)
 
 
 @torch.no_grad()
@@ -106,8 +115,15 @@ def picture(answer: Any) -> str:
             (decoded / 2 + 0.5).permute(0, 2, 3, 1),
         "the channels come last in a picture: (b, h, w, 3)": (decoded / 2 + 0.5).clamp(0, 1),
         "height and width are swapped": right.transpose(1, 2),
+        "0.18215 is Stable Diffusion's factor; read the model's own, "
+        "pipe.vae.config.scaling_factor": images.to_numpy(decode(z / 0.18215) * 1.5),
+        "cut off before the shift, at 0: all that was below 0 is middle grey now; shift first":
+            (decoded.clamp(0, 1) / 2 + 0.5).permute(0, 2, 3, 1),
+        "these are bytes, 0 to 255; leave the numbers in [0, 1]":
+            (right * 255, (right * 255).round(), (right * 255).floor()),
     }  # fmt: skip
-    return compare(call(answer, pipe, z), right, as_rows, 1e-5)
+    advice = "print the smallest and the largest number after every line"
+    return compare(call(answer, pipe, z), right, as_rows, 1e-5, advice)
 
 
 class _LoudVae:
@@ -123,9 +139,24 @@ class _LoudVae:
         return self.decode(latents / self.config.scaling_factor)
 
 
+class _Counted:
+    """A pipeline that notes what each of its calls was told."""
+
+    def __init__(self, pipe: StableDiffusionPipeline):
+        self.pipe, self.calls = pipe, []
+
+    def __call__(self, *given: Any, **settings: Any) -> Any:
+        self.calls.append(settings)
+        return self.pipe(*given, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipe, name)
+
+
 @torch.no_grad()
 def batch(answer: Any) -> str:
     pipe, prompts, seeds = toy(), ["a red boat", "a boat", "red"], [3, 1, 2]
+    counted = _Counted(pipe)
 
     def latents(prompts: list[str], seeds: list[int], **settings: Any) -> Tensor:
         own = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -133,7 +164,9 @@ def batch(answer: Any) -> str:
         return pipe(prompts, generator=given, output_type="latent", **settings).images
 
     right = torch.cat([latents([p], [s]) for p, s in zip(prompts, seeds)])
-    return compare(call(answer, pipe, prompts, seeds), right, {
+    given = call(answer, counted, prompts, seeds)
+    calls = counted.calls[:]
+    hint = compare(given, right, {
         "one generator draws for the whole batch, so that only the first picture is as it would be "
         "alone; give the pipeline a list, one generator for each": latents(prompts, seeds[:1]),
         "all pictures start from the same noise: each has a seed of its own":
@@ -142,11 +175,20 @@ def batch(answer: Any) -> str:
         "the seeds are sorted; a seed belongs to the prompt in its place":
             latents(prompts, sorted(seeds)),
         "the last comes first: keep the order of the prompts": right.flip(0),
+        "the seeds come in the opposite order; a seed belongs to the prompt in its place":
+            latents(prompts, seeds[::-1]),
         "the pictures are counted for seeds: use the seeds that are given":
             latents(prompts, [0, 1, 2]),
         "the guidance is not the pipeline's own: leave it out":
             latents(prompts, seeds, guidance_scale=1.0),
-    })  # fmt: skip
+    }, advice="compare row by row with pipe([prompts[i]], generator=...)")  # fmt: skip
+    if hint and any("num_inference_steps" in settings for settings in calls):
+        return "the number of steps is not the pipeline's own: leave it out"
+    if hint:
+        return NO_SEED if draws(answer, counted, prompts, seeds) else hint
+    if len(calls) > 1:
+        return f"the right latents, but in {len(calls)} calls; give one call the whole lists"
+    return ""
 
 
 @torch.no_grad()
@@ -206,7 +248,7 @@ EXERCISES = {
         "write batch(pipe, prompts, seeds): the final latents (b, 4, h/8, w/8) of one call of the "
         "pipeline, each picture as its prompt and its seed would give it alone",
         batch,
-        "in one call or in many: the same pictures",
+        "in company as alone: the same pictures",
     ),
     "11.4": Exercise(
         "predict",
