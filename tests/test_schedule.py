@@ -61,7 +61,7 @@ def test_every_kind_of_prediction_gives_back_picture_and_noise(kind):
 
 @pytest.mark.parametrize("solve", [predict_x_0, predict_eps])
 def test_an_unknown_kind_of_prediction_is_refused(solve):
-    with pytest.raises(ValueError, match="prediction is 'eps', expected one of .*'epsilon'"):
+    with pytest.raises(ValueError, match=r"prediction is 'eps', expected one of .*'epsilon'"):
         solve(normal(1), normal(1), 0.5, "eps")
 
 

@@ -166,7 +166,7 @@ EXERCISES = {
         "open",
         "the red circle is to turn blue and keep its shape: which strength do you choose, and why?",
         sentences(),
-        "to compare: the lowest strength at which the colour has changed in every seed; below it old "
-        "and new colour mix, and with each step more the noise hides more of shape and place",
+        "to compare: the lowest strength at which the colour has changed in every seed; below it "
+        "old and new colour mix, and with each step more the noise hides more of shape and place",
     ),
 }
