@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,10 @@ def test_a_prompt_becomes_a_png_with_a_progress_bar_from_the_first_step(weights,
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_leaves_no_file_one_line_and_exit_code_130(weights, here):
-    process = start("a boat", "--weights", weights, "--steps", "1000", "-o", "b.png", cwd=here)
+    # Where the tests run in the background, the shell has told their processes to ignore SIGINT.
+    heed = {"preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
+    argv = ("a boat", "--weights", weights, "--steps", "1000", "-o", "b.png")
+    process = start(*argv, cwd=here, **heed)
     seen = ""
     while "denoising" not in seen:  # the bar is there: the loop runs
         assert process.poll() is None
