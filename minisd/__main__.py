@@ -53,6 +53,7 @@ def make_writable(folder: Path) -> None:
 
 
 def open_model(args: Namespace) -> "StableDiffusionPipeline":
+    """The model of the command line on its device, with scheduler, LoRAs and learned words."""
     from minisd import memory
     from minisd.pipeline import StableDiffusionPipeline
     from minisd.schedulers import by_name
@@ -199,6 +200,7 @@ def read_prompts(path: str) -> list[str]:
 
 
 def run(parser: Parser, args: Namespace, argv: Sequence[str]) -> None:
+    """All that the command line does; wrong input is an exception."""
     if args.words:
         return list_words()
     announce(args)

@@ -82,6 +82,7 @@ def check_embeddings(pipe: "StableDiffusionPipeline", name: str, given: Tensor |
 def latent_shape(
     pipe: "StableDiffusionPipeline", batch: int, height: int | None, width: int | None
 ) -> tuple[int, int, int, int]:
+    """(b, c, h/8, w/8) of a picture, the model's own size if none is given."""
     height = pipe.defaults.height if height is None else whole("height", height)
     width = pipe.defaults.width if width is None else whole("width", width)
     side = pipe.vae.config.downscale

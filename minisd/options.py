@@ -74,6 +74,7 @@ def text(argument: str) -> str:
 
 
 def build_parser() -> Parser:
+    """The options, in the groups that --help shows."""
     parser = Parser(prog="minisd", description="A prompt becomes a picture.")
     add = parser.add_argument
     add("prompt", nargs="?", type=text, help='what to draw, for example "a red boat at sunset"')

@@ -161,8 +161,10 @@ def train(
             value, numbers = objective(batch, generator)
         descend(model, value, optimizer, config.rate(step), f"step {step} of {folder}")
         update_average(average, model, config.ema_decay, step)
+        if rank > 0:
+            continue
         log.add(loss=value.item(), **numbers)
-        if rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save(folder / "state.pt", step + 1, model, average, optimizer)
             bar.set_postfix(log.write(step + 1))
             if on_save is not None:

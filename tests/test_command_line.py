@@ -16,36 +16,7 @@ from safetensors.torch import save_file
 from tiny import picture_book
 
 from minisd import StableDiffusionPipeline, __version__
-from minisd.__main__ import main
 from minisd.images import read_settings
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    picture_book().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def minisd(weights, here, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*argv, model=weights):
-        try:
-            code = main([*argv, *(["--weights", model] if model else [])])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def pixels(path):

@@ -1,17 +1,14 @@
 """Inpainting and outpainting on a tiny random model: what they keep, and what they refuse."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tiny import picture_book
+from tiny import inpainting, picture_book
 
 from minisd import images
 from minisd.call import finish
 from minisd.inpaint import extend, latent_mask, paste_back, to_mask
-from minisd.unet import UNet
 
 PROMPT = "a red boat"
 
@@ -27,12 +24,7 @@ def four():
 
 @pytest.fixture(scope="module")
 def nine():
-    """A tiny random model made for inpainting."""
-    pipe = picture_book()
-    torch.manual_seed(1)
-    config = dataclasses.replace(pipe.unet.config, in_channels=9)
-    pipe.unet = UNet(config).eval().requires_grad_(False)
-    return pipe
+    return inpainting()
 
 
 @pytest.fixture(params=["four", "nine"])

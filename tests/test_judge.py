@@ -49,9 +49,8 @@ def test_the_truth_has_almost_no_loss():
 
 def test_what_is_read_off_the_truth_earns_full_marks():
     examples = [world.example(i, 0, "train") for i in range(40)]
-    batch = Marked(1)
     for example in examples:
-        scene, heat, marks = example.scene, None, []
+        scene, marks = example.scene, []
         heat = torch.zeros(1, 2, len(judge.OBJECTS), GRID, GRID)
         for j, thing in enumerate(scene.things):
             holds = int(scene.relation == "inside" and j == 1)
@@ -65,7 +64,7 @@ def test_what_is_read_off_the_truth_earns_full_marks():
         assert mark(scene, seen)["all"], (scene, seen)
 
 
-def test_the_judge_learns_to_tell_settings_in_a_few_steps():
+def test_the_loss_of_one_batch_falls_in_a_few_steps():
     torch.manual_seed(0)
     network, generator = Judge(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
@@ -109,6 +108,12 @@ def test_the_evaluation_prints_its_tables_keeps_them_and_goes_on(quick, tmp_path
     assert "0.125" in capsys.readouterr().out, "what was measured before is not measured again"
     assert "guidance 4" in (tmp_path / "evaluation.md").read_text()
     assert (tmp_path / "failures.png").exists()
+
+
+def test_without_a_judge_the_evaluation_says_how_to_get_one(tmp_path, capsys):
+    argv = ["ceiling", "--out", str(tmp_path), "--judge", str(tmp_path / "none.safetensors")]
+    assert evaluate.main(argv) == 2
+    assert "train a judge" in capsys.readouterr().err
 
 
 def test_the_evaluation_of_another_model_wants_another_folder(quick, tmp_path, capsys):

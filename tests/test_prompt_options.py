@@ -7,36 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import picture_book
 
 from minisd import StableDiffusionPipeline, prompts
-from minisd.__main__ import main
 from minisd.images import read_settings
 from minisd.options import embedding_file
 
 LONG = "a red boat on the sea, " * 20
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    picture_book().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def minisd(weights, tmp_path, monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv):
-        try:
-            code = main([*argv, "--weights", weights])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def pixels(path):

@@ -1,16 +1,13 @@
 """Laws of whole calls at random points: sizes, masks, seeds, orders, schedulers."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tiny import picture_book
+from tiny import inpainting, picture_book
 
 import minisd
 from minisd.inpaint import to_mask
-from minisd.unet import UNet
 
 PROMPTS = ["a red boat", "a yellow star at night", "the sea", ""]
 SCHEDULERS = sorted(name for name in minisd.__all__ if name.endswith("Scheduler"))
@@ -28,12 +25,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def nine():
-    """A tiny random model made for inpainting."""
-    pipe = picture_book()
-    torch.manual_seed(1)
-    config = dataclasses.replace(pipe.unet.config, in_channels=9)
-    pipe.unet = UNet(config).eval().requires_grad_(False)
-    return pipe
+    return inpainting()
 
 
 def random_picture(rng, width, height):

@@ -1,5 +1,7 @@
 """A random pipeline of our own, small enough for a law a second."""
 
+import dataclasses
+
 import torch
 
 from minisd import DDIMScheduler, StableDiffusionPipeline
@@ -42,6 +44,15 @@ def pipeline(seed: int = 0, **parts) -> StableDiffusionPipeline:
         "progress_bar": {"disable": True},
     }
     return StableDiffusionPipeline(**{**made, **parts})
+
+
+def inpainting() -> StableDiffusionPipeline:
+    """A tiny random model made for inpainting: its UNet sees 9 channels."""
+    pipe = picture_book()
+    torch.manual_seed(1)
+    config = dataclasses.replace(pipe.unet.config, in_channels=9)
+    pipe.unet = UNet(config).eval().requires_grad_(False)
+    return pipe
 
 
 def picture_book(seed: int = 0) -> StableDiffusionPipeline:

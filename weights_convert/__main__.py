@@ -13,6 +13,7 @@ from weights_convert.tokenizer_source import bare_tokenizer
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options."""
     about = argparse.ArgumentParser(
         "python -m weights_convert",
         description="Convert a model from one layout to another, describe it, or compare it with "
@@ -71,6 +72,7 @@ def report(pipe: StableDiffusionPipeline) -> int:
 
 
 def run(given: argparse.Namespace) -> int:
+    """Look at the model or convert it; returns the exit code. Wrong input is an exception."""
     place = weights_convert.locate(given.source, given.variant)
     pipe = read(given, place)
     if given.info:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -15,6 +13,7 @@ from minisd.checkpoint import read_json, replacing
 from minisd.lora import LoRA, adaptable
 from weights_convert import hub
 from weights_convert.names import DIFFUSERS, OURS, table
+from weights_convert.tensors import read_weights
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 KOHYA = {"text_encoder": ("lora_te_", "lora_te1_"), "unet": ("lora_unet_",)}
@@ -110,16 +109,14 @@ def open_state(source: Source, weight_name: str | None) -> tuple[dict[str, Tenso
         return dict(source), {}, "the state dict"
     peft = ("adapter_model.safetensors", "adapter_config.json")
     path = hub.find(source, [weight_name] if weight_name else [WEIGHT_NAME, *peft])
-    path = choose_file(path, weight_name) if path.is_dir() else path
+    if path.is_dir():
+        path = hub.choose_file(path, weight_name, [WEIGHT_NAME], [".safetensors"])
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give a LoRA's file or folder")
     try:
-        if path.suffix != ".safetensors":
-            return dict(torch.load(path, map_location="cpu", weights_only=True)), {}, str(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata") or "{}")
-            state = {key: file.get_tensor(key) for key in file.keys()}
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; give a LoRA's file or folder") from error
-    except Exception as error:  # the readers raise errors of many libraries
+        state, metadata = read_weights(path)
+        metadata = json.loads(metadata.get("lora_adapter_metadata") or "{}")
+    except ValueError as error:
         raise ValueError(f"{path} is damaged or no LoRA file: {error}") from error
     beside = path.with_name("adapter_config.json")  # peft's own folder: one network's adapter
     if path.name == "adapter_model.safetensors" and beside.is_file():
@@ -128,17 +125,6 @@ def open_state(source: Source, weight_name: str | None) -> tuple[dict[str, Tenso
     for key, value in metadata.items():  # such as unet.lora_alpha
         config.setdefault(key.split(".")[0], {})[key.partition(".")[2]] = value
     return state, config, str(path)
-
-
-def choose_file(folder: Path, weight_name: str | None) -> Path:
-    """`weight_name`, or the usual name, or the only file that there is."""
-    if weight_name is not None or (folder / WEIGHT_NAME).is_file():
-        return folder / (weight_name or WEIGHT_NAME)
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        found = f"{len(files)} .safetensors files {[file.name for file in files]}"
-        raise ValueError(f"{folder} holds {found}; choose one by weight_name")
-    return files[0]
 
 
 def write_lora(loras: Mapping[str, LoRA], networks: Networks, path: Path | str) -> None:

@@ -21,7 +21,7 @@ from weights_convert.names import COMPVIS, DIFFUSERS, OURS, rename, table
 from weights_convert.tensors import cast, read_weights
 
 EMA = "model_ema."
-PREFIXES = {"text_encoder": "cond_stage_model.", "unet": UNET, "vae": VAE}
+PREFIXES = {"text_encoder": "cond_stage_model.", "unet": UNET, "vae": VAE}  # of either CLIP
 # What files carry beside the weights: buffers of the schedule, positions 0, 1, 2, ..., the parts
 # of CLIP that compare texts with pictures, what trained the autoencoder, the layer after the last.
 EXTRAS = re.compile(

@@ -176,11 +176,11 @@ def shards(index: Path) -> list[Path]:
 
 def read_tensors(path: Path, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file one after the other. Raises ValueError if it is damaged."""
-    state, _ = read_weights(path)
+    state, _ = read_weights(path)  # which has a word for every kind of damage
     if path.suffix == ".bin":
         yield from state.items()
         return
-    del state  # stored_tensors takes up less memory
+    del state  # stored_tensors casts with less memory; until here nothing but the header was read
     try:
         yield from stored_tensors(path, dtype)
     except SafetensorError as error:

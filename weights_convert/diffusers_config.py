@@ -143,6 +143,7 @@ def read_unet(values: Json) -> UNetConfig:
 
 
 def write_unet(config: UNetConfig, sample_size: int | list[int]) -> dict[str, Any]:
+    """config.json of the network as diffusers has it."""
     down = ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in config.attention]
     up = ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in config.attention[::-1]]
     return {
@@ -187,6 +188,7 @@ def read_vae(values: Json) -> AutoencoderConfig:
 
 
 def write_vae(config: AutoencoderConfig, sample_size: int) -> dict[str, Any]:
+    """config.json of the network as diffusers has it."""
     levels = len(config.widths)
     return {
         "_class_name": "AutoencoderKL",
@@ -249,6 +251,7 @@ def write_scheduler(scheduler: NoiseSchedule) -> dict[str, Any]:
 
 
 def write_model_index(scheduler: NoiseSchedule) -> dict[str, Any]:
+    """model_index.json: which class reads which subfolder."""
     nothing = [None, None]
     return {
         "_class_name": PIPELINES[0],

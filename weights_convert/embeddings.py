@@ -33,7 +33,8 @@ def read_embedding(
         state, origin, stem = source, "the state dict", None
     else:
         path = hub.find(source, [weight_name] if weight_name else WEIGHT_NAMES)
-        path = choose_file(path, weight_name) if path.is_dir() else path
+        if path.is_dir():
+            path = hub.choose_file(path, weight_name, WEIGHT_NAMES, SUFFIXES, "embedding")
         state, origin, stem = read_file(path), str(path), path.stem
     name, vectors = find_vectors(state, origin)
     token = token or name or stem
@@ -69,20 +70,6 @@ def read_file(path: Path) -> Any:
     if first_bytes(path).startswith(PICKLES):
         return load_pickle(path)
     return read_weights(path)[0]
-
-
-def choose_file(folder: Path, weight_name: str | None) -> Path:
-    """`weight_name`, or the usual name, or the only file that there is."""
-    if weight_name is not None:
-        return folder / weight_name
-    for name in WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
-    if len(files) != 1:
-        found = f"{len(files)} embedding files {[file.name for file in files]}"
-        raise ValueError(f"{folder} holds {found}; choose one by weight_name")
-    return files[0]
 
 
 def write_embedding(token: str, vectors: Tensor, path: Path | str) -> None:

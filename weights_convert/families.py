@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from minisd.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from weights_convert.names import PREFIXES
 
 State = Mapping[str, Tensor]
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-HUGGING_FACE, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+HUGGING_FACE, UNET, VAE = (PREFIXES[name] for name in ("text_encoder", "unet", "vae"))
+OPEN_CLIP = "cond_stage_model.model."
 HEAD_WIDTH = 64  # CLIP's in every size, and SD 2.x's
 OPEN_CLIP_LAYERS = 23  # SD 2.x reads the output of the last but one of OpenCLIP's 24
 CHANNELS = {5: "depth-to-image model", 7: "upscaler", 8: "InstructPix2Pix model"}

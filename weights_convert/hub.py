@@ -87,3 +87,26 @@ def safe_files(variant: str | None) -> list[str]:
     """The weights of all networks as they are named when they are not in shards."""
     middle = f".{variant}" if variant else ""
     return [f"{name}/{stems['.safetensors']}{middle}.safetensors" for name, stems in STEMS.items()]
+
+
+def choose_file(
+    folder: Path,
+    weight_name: str | None,
+    usual: Sequence[str],
+    suffixes: Sequence[str],
+    kind: str = "",
+) -> Path:
+    """`weight_name`, or the first of the usual names, or the only file with such a suffix.
+
+    Raises ValueError, which calls the files by their `kind`, if it is not the only one.
+    """
+    if weight_name is not None:
+        return folder / weight_name
+    for name in usual:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(path for path in folder.glob("*") if path.suffix in suffixes)
+    if len(files) != 1:
+        found = f"{len(files)} {kind or suffixes[0]} files {[file.name for file in files]}"
+        raise ValueError(f"{folder} holds {found}; choose one by weight_name")
+    return files[0]

@@ -143,6 +143,7 @@ def write_file(parts: Mapping[str, Any], path: Path) -> None:
 
 
 def write_note(parts: Mapping[str, Any]) -> str:
+    """What read_note reads, as JSON for the file's metadata."""
     scheduler = parts["scheduler"]
     return json.dumps(
         {

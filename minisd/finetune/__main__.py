@@ -30,6 +30,7 @@ FREE = ("out", "steps", "save_every", "device", "gradient_checkpointing")  # may
 
 
 def build_parser() -> Parser:
+    """The options of both methods, and those of each."""
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("--images", required=True, metavar="DIR", help="the folder of the pictures to learn from")
@@ -95,6 +96,7 @@ def settings_of(
 
 
 def run(args: argparse.Namespace) -> None:
+    """Read, train, write, and say how to use the result; wrong input is an exception."""
     examples = read_folder(args.images, args.prompt)
     device, precision = pick_device(args.device), DTYPES[args.precision]
     pipe = StableDiffusionPipeline.from_pretrained(args.weights, torch_dtype=precision).to(device)

@@ -149,6 +149,7 @@ def shown(value: float) -> str:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's arguments; another section than SECTIONS is an error."""
     parser = argparse.ArgumentParser(
         prog="python -m minisd.picturebook.evaluate", description=__doc__.splitlines()[0]
     )
@@ -169,13 +170,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code: 0, or 2 for wrong input."""
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "evaluation.json"
     done: dict[str, Any] = json.loads(kept.read_text(encoding="utf8")) if kept.exists() else {}
-    evaluation = Evaluation(args)
+    try:
+        evaluation = Evaluation(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     about = {
         "model": evaluation.pipe.hash,
         "prompts": args.prompts,

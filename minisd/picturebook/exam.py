@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.picturebook import world
-from minisd.picturebook.captions import article
+from minisd.picturebook.captions import PHRASES, article
 from minisd.picturebook.clip import CLIP
 from minisd.picturebook.data import Pairs, to_range
 from minisd.picturebook.judge import Judge, look, pictures_of
@@ -126,9 +126,7 @@ def diversity(pictures: Tensor, copies: int) -> float:
 def plain_caption(scene: world.Scene) -> str:
     """A caption that names every thing by its own word: "a red circle above a blue star"."""
     first, second = (article(f"{t.color} {t.object}") for t in scene.things[:2])
-    relation = {"left": "to the left of", "right": "to the right of"}.get(
-        scene.relation, scene.relation
-    )
+    relation = PHRASES["relations"][scene.relation][0]
     color = scene.setting.removeprefix("plain:")
     return f"{first} {relation} {second} on {article(color)} background"
 

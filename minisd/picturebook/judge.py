@@ -54,9 +54,15 @@ class Seen:
 
 
 def open_judge(path: Path | None = None) -> "Judge":
-    """The shipped judge, or one of the recipe's stage `judge`."""
+    """The shipped judge, or one of the recipe's stage `judge`. Raises ValueError without one."""
     with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as shipped:
-        state = {key: value.float() for key, value in load_file(path or shipped).items()}
+        path = path or shipped
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist; train a judge with `python -m minisd.picturebook.train "
+                "judge --out DIR` and give it by --judge DIR/judge.safetensors"
+            )
+        state = {key: value.float() for key, value in load_file(path).items()}
     judge = Judge()
     judge.load_state_dict(state)
     return judge.eval().requires_grad_(False)

@@ -27,6 +27,7 @@ ALONE = ("tokenizer", "export")  # work of seconds, done by one process
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's arguments; what is left out is the stage's own."""
     parser = argparse.ArgumentParser(
         prog="python -m minisd.picturebook.train", description=__doc__.splitlines()[0]
     )

@@ -16,6 +16,7 @@ def _first_below(schedule: NoiseSchedule, level: float) -> int:
 
 
 def mix(answer: Any) -> str:
+    """The check of 02.2."""
     g = torch.Generator().manual_seed(2)
     x_0, eps = torch.randn(
         2, 4, 3, 4, 4, generator=g
@@ -42,6 +43,7 @@ def mix(answer: Any) -> str:
 
 
 def cumulate(answer: Any) -> str:
+    """The check of 02.3."""
     betas = SD.betas
     right = SD.alphas_bar
     return compare(call(answer, betas), right, {

@@ -25,6 +25,7 @@ class Toy(nn.Module):
 
 
 def loss(answer: Any) -> str:
+    """The check of 03.2."""
     g = torch.Generator().manual_seed(3)
     x_0, eps = torch.randn(2, 4, 3, 4, 4, generator=g)
     t = torch.tensor([50, 300, 600, 900])
@@ -82,6 +83,7 @@ def _mixed_up(
 
 
 def clean(answer: Any) -> str:
+    """The check of 03.3."""
     g = torch.Generator().manual_seed(33)
     x_t, eps = torch.randn(2, 2, 3, 4, 4, generator=g)
     a = 0.3
@@ -105,6 +107,7 @@ def clean(answer: Any) -> str:
 
 
 def overfit(answer: Any) -> str:
+    """The check of 03.4."""
     losses = torch.as_tensor(answer, dtype=torch.float32).flatten()
     if len(losses) == 0:
         raise NotYet

@@ -22,6 +22,7 @@ def _draw(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def ddim(answer: Any) -> str:
+    """The check of 04.1."""
     eps, x_t = _draw(4)
     given = call(answer, eps, SPAN, x_t)
     if said := step_hint(own_scheduler(answer, SD), SD, SPAN, x_t):
@@ -36,6 +37,7 @@ def ddim(answer: Any) -> str:
 
 
 def noisy(answer: Any) -> str:
+    """The check of 04.2."""
     eps, x_t = _draw(44)
     z = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(5))
 
@@ -84,6 +86,7 @@ def _noisy_mistakes(eps: Tensor, x_t: Tensor, eta: float, z: Tensor) -> dict[str
 
 
 def heun(answer: Any) -> str:
+    """The check of 04.3."""
     x = torch.linspace(-2, 2, 9)
     sigma, after = 2.0, 1.2
     h = after - sigma
@@ -109,6 +112,7 @@ def heun(answer: Any) -> str:
 
 
 def fewest(answer: Any) -> str:
+    """The check of 04.5."""
     if not isinstance(answer, dict) or not answer:
         return 'give a dictionary, the number of calls for each sampler: {"DDIM": 30, ...}'
     if unknown := [name for name in answer if name not in SAMPLERS]:

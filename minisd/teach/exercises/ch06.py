@@ -33,6 +33,7 @@ def top(counter: Counter) -> Any:
 
 
 def best_pair(answer: Any) -> str:
+    """The check of 06.1."""
     given = call(answer, dict(COUNTS))
     found = pair_counts(COUNTS)
     right = top(found)
@@ -79,6 +80,7 @@ def parameter_count(c: TextEncoderConfig) -> int:
 
 
 def parameters(answer: Any) -> str:
+    """The check of 06.2."""
     c = SD15.text_encoder
     given, right = call(answer, c), parameter_count(c)
     d, inner, n = c.width, c.mlp_width, c.layers

@@ -38,6 +38,7 @@ def way_up() -> list[tuple[int, int, int]]:
 
 
 def concatenated(answer: Any) -> str:
+    """The check of 08.1."""
     if not isinstance(answer, (list, tuple)) or len(answer) != len(way_up()):
         return "give a list of twelve numbers, in the order of the way up: [2560, ...]"
     given, right = [int(value) for value in answer], [x + skip for x, skip, _ in way_up()]
@@ -66,6 +67,7 @@ def concatenated(answer: Any) -> str:
 
 
 def waves(answer: Any) -> str:
+    """The check of 08.2."""
     t, width, half = torch.tensor([0.0, 1.0, 37.0, 500.0, 999.0]), 16, 8
     right, i = timestep_embedding(t, width), torch.arange(half)
 
@@ -96,6 +98,7 @@ def waves(answer: Any) -> str:
 
 
 def norm(answer: Any) -> str:
+    """The check of 08.3."""
     draw, groups, eps = torch.Generator().manual_seed(8), 4, 0.2
     x = torch.randn(3, 12, 2, 3, generator=draw) * 1.5 + 0.7
     x = x * torch.linspace(0.5, 2, 12)[:, None, None]  # channels of different size
@@ -132,6 +135,7 @@ def norm(answer: Any) -> str:
 
 
 def counted(answer: Any) -> str:
+    """The check of 08.5."""
     if not isinstance(answer, (list, tuple)) or len(answer) != 3:
         return "give three numbers: (residual blocks, concatenations, parameters)"
     unet, up = official(), len(way_up())

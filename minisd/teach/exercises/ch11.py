@@ -70,6 +70,7 @@ def run(pipe: StableDiffusionPipeline, x_T: Tensor, cond: Tensor, uncond: Tensor
 
 @torch.no_grad()
 def loop(answer: Any) -> str:
+    """The check of 11.1."""
     pipe, g = toy(), torch.Generator().manual_seed(111)
     x_T = torch.randn(1, 4, 4, 4, generator=g)
     cond, uncond = torch.randn(2, 1, 77, 16, generator=g)
@@ -97,6 +98,7 @@ def loop(answer: Any) -> str:
 
 @torch.no_grad()
 def picture(answer: Any) -> str:
+    """The check of 11.2."""
     pipe, g = toy(), torch.Generator().manual_seed(1111)
     z = torch.randn(1, 4, 2, 3, generator=g)  # not square: height and width cannot be confused
     factor = pipe.vae.config.scaling_factor
@@ -155,6 +157,7 @@ class _Counted:
 
 @torch.no_grad()
 def batch(answer: Any) -> str:
+    """The check of 11.3."""
     pipe, prompts, seeds = toy(), ["a red boat", "a boat", "red"], [3, 1, 2]
     counted = _Counted(pipe)
 
@@ -215,6 +218,7 @@ def patients(
 
 
 def autopsy(answer: Any) -> str:
+    """The check of 11.4."""
     if not isinstance(answer, dict):
         return 'give a dictionary, a fault for each letter: {"A": "short", "B": ...}'
     if missing := [letter for letter in PATIENTS if not answer.get(letter)]:

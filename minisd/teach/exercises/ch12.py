@@ -24,12 +24,14 @@ CASES = ((50, 0.8), (30, 0.33), (20, 0.58), (7, 0.5), (10, 1.0), (10, 0.05), (4,
 
 
 def returned(answer: Any) -> str:
+    """The check of 12.1."""
     if answer not in RETURNS:
         return f"{answer!r:.40} is none of the answers; they are {', '.join(RETURNS)}"
     return RETURNS[answer]
 
 
 def start_index(answer: Any) -> str:
+    """The check of 12.2."""
     given = [call(answer, n, strength) for n, strength in CASES]
 
     def each(rule: Callable[[int, float], float]) -> Tensor:
@@ -114,6 +116,7 @@ def keep(answer: Any) -> str:
 
 
 def kept_error(answer: Any) -> str:
+    """The check of 12.4."""
     g = torch.Generator().manual_seed(124)
     before, after = torch.rand(2, 1, 3, 16, 24, generator=g) * 2 - 1
     mask = torch.zeros(1, 1, 16, 24)

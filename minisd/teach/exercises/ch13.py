@@ -37,6 +37,7 @@ def _parts(module: nn.Module, layer: nn.Linear, rank: int) -> str:
 
 
 def adapted(answer: Any) -> str:
+    """The check of 13.1."""
     draw, layer = torch.Generator().manual_seed(13), _layer(6, 4, 131)
     x = torch.randn(3, 6, generator=draw)
     module = call(answer, layer, 2, 3.0)
@@ -78,6 +79,7 @@ def _formula(answer: Any, draw: torch.Generator) -> str:
 
 
 def merged(answer: Any) -> str:
+    """The check of 13.2."""
     draw, alpha, scale = torch.Generator().manual_seed(133), 4.0, 0.7
     for d_out, d_in, rank in ((5, 5, 5), (4, 6, 2)):  # square first: no order stops by itself
         weight = torch.randn(d_out, d_in, generator=draw)
@@ -114,6 +116,7 @@ def _with(rows: list[int], inside: Tensor, outside: Tensor) -> Tensor:
 
 
 def one_row(answer: Any) -> str:
+    """The check of 13.4."""
     draw, rows, rate = torch.Generator().manual_seed(134), [7, 8], 0.1
     table, gradient = torch.randn(2, 12, 4, generator=draw)
     down = table - rate * gradient
