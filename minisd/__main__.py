@@ -107,11 +107,11 @@ def drawing(pipe: "StableDiffusionPipeline", common: dict[str, Any]) -> Callable
     """The pipeline's call for these settings: text, image to image, or inpainting."""
     if "image" not in common:
         return pipe
-    from PIL import Image
+    from minisd.images import open_picture
 
-    pictures = {"image": Image.open(common["image"])}
+    pictures = {"image": open_picture(common["image"])}
     if "mask" in common:
-        pictures["mask_image"] = Image.open(common["mask"])
+        pictures["mask_image"] = open_picture(common["mask"])
     if "strength" in common:
         pictures["strength"] = common["strength"]
     return partial(pipe.inpaint if "mask" in common else pipe.image_to_image, **pictures)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -126,6 +126,20 @@ def _singles(pictures: Picture | Sequence[Picture]) -> list[Image.Image] | list[
     if whole:
         return [Image.fromarray(one) for one in x.movedim(1, -1).to(torch.uint8).numpy()]
     return list(x.float())
+
+
+def open_picture(path: Path | str) -> Image.Image:
+    """A picture file in its own mode, turned as the camera says.
+
+    Raises FileNotFoundError if there is none, ValueError if it is no picture or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
+        raise ValueError(f"{path} is no picture or damaged: {error}") from error
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:

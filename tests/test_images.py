@@ -63,6 +63,25 @@ def test_what_is_transparent_becomes_white():
     assert images.from_pil(picture)[0, :, 0].T.tolist() == [[1, 1, 1], [1, -1, -1]]
 
 
+def test_a_photograph_is_opened_as_the_camera_was_held(tmp_path):
+    picture, exif = every_byte().crop((0, 0, 16, 8)), Image.Exif()
+    exif[0x0112] = 6  # Orientation: held a quarter turn to the right
+    picture.save(tmp_path / "photo.png", exif=exif)
+    turned = images.open_picture(tmp_path / "photo.png")
+    assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(picture), -1))
+
+
+def test_a_file_that_is_no_picture_or_cut_short_is_named(tmp_path):
+    every_byte().save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    (tmp_path / "text.png").write_text("hello")
+    for name in ("cut.png", "text.png"):
+        with pytest.raises(ValueError, match=f"{name} is no picture or damaged"):
+            images.open_picture(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        images.open_picture(tmp_path / "none.png")
+
+
 def test_pictures_of_different_sizes_are_an_error():
     with pytest.raises(ValueError, match="expected one size"):
         images.from_pil([Image.new("RGB", (2, 2)), Image.new("RGB", (2, 3))])

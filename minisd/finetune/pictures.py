@@ -46,7 +46,7 @@ def read_folder(folder: Path | str, prompt: str | None = None) -> list[Captioned
             caption = beside.read_text(encoding="utf-8-sig").strip()
         if caption is None:
             raise ValueError(f"{path} has no caption; give --prompt for all, or {beside.name}")
-        examples.append(Captioned(open_picture(path), caption))
+        examples.append(Captioned(images.flatten_alpha(images.open_picture(path)), caption))
     return examples
 
 
@@ -62,15 +62,6 @@ def read_metadata(path: Path) -> dict[str, str]:
             expected = 'a line {"file_name": "a.png", "text": "a caption"}'
             raise ValueError(f"{path}, line {number}: {error!r}, expected {expected}") from error
     return captions
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture in RGB, turned as the camera says. Raises ValueError if the file is none."""
-    try:
-        with Image.open(path) as image:
-            return images.flatten_alpha(ImageOps.exif_transpose(image))
-    except OSError as error:
-        raise ValueError(f"{path} is no picture or damaged: {error}") from error
 
 
 class Latents(Dataset):
