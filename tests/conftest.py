@@ -1,12 +1,19 @@
 """What several files of tests need: a folder of diffusers' layout, and the command line."""
 
+import os
 import shutil
 
 import pytest
+import torch
 from tiny import picture_book
 
 import weights_convert
 from minisd.__main__ import main
+
+# One thread a process, those that the tests start included: `-n auto` starts one for each core,
+# and networks of this size gain nothing from a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

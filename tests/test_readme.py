@@ -17,7 +17,7 @@ README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf8")
 SET_UP = "python3 -m venv .venv && . .venv/bin/activate && python -m pip install "
 PICTURE_COMMAND = SET_UP + '-r requirements.txt && python -m minisd "a red boat at sunset"'
-TEST_COMMAND = SET_UP + "-r requirements.txt -r tests/requirements.txt && python -m pytest"
+TEST_COMMAND = SET_UP + "-r requirements.txt -r tests/requirements.txt && python -m pytest -n auto"
 SHIPPED = resources.files("minisd").joinpath("picturebook/weights/pipeline.json").is_file()
 READING_PATH = [
     f"minisd/{name}.py"

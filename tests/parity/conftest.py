@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 import weights_convert
 
@@ -16,8 +15,3 @@ def pipelines(tmp_path_factory):
     ours = weights_convert.open(root / "theirs")
     ours.set_progress_bar_config(disable=True)
     return ours, theirs
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
