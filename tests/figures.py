@@ -2,6 +2,7 @@
 
 import torch
 from tiny import picture_book
+from torch import nn
 
 from minisd import DDIMScheduler, viz
 from minisd.tokenizer import Tokenizer
@@ -92,6 +93,14 @@ KINDS = {  # name: (call with data of a seed, the data it is given)
     "shape_table": (lambda x, **a: viz.shape_table(x, **a), None),
     "feature_walk": (lambda x, **a: viz.feature_walk(x, **a), None),
     "module_map": (lambda x, **a: viz.module_map(x, x, x, steps=9, **a), None),
+    "module_tree": (
+        lambda x, **a: viz.module_tree({"unet": nn.Sequential(nn.Linear(*x))}, **a),
+        lambda seed: (2, seed),
+    ),
+    "run_map": (
+        lambda x, **a: viz.run_map(PROMPT, x[0], x, -x, pictures(0)[0], steps=9, **a),
+        lambda seed: draw(seed, 4, 8, 8),
+    ),
     "trajectories": (
         lambda x, **a: viz.trajectories({"DDIM": x}, x[0], **a), lambda seed: draw(seed, 5, 3, 2),
     ),

@@ -12,10 +12,13 @@ import pytest
 import torch
 from figures import ALT, KINDS, PROMPT, TOKENIZER, a_record, data_of, draw, pictures, values
 from PIL import Image
+from tiny import picture_book
 
 from minisd import viz
 from minisd.viz.features import liveliest
 from minisd.viz.figure import WIDTH, as_pil, text_width, wrap
+from minisd.viz.module_tree import rows as module_rows
+from minisd.viz.run_map import mosaic
 from minisd.viz.tokens import token_boxes
 
 
@@ -291,6 +294,22 @@ def test_a_map_of_a_record_without_skips_says_what_is_missing():
     record = {"conv_in": torch.zeros(1, 4, 8, 8)}
     with pytest.raises(ValueError, match="no skips"):
         viz.module_map(record, record, record, steps=1, alt=ALT)
+
+
+def test_the_rows_of_a_module_tree_hold_every_parameter_of_the_network():
+    unet = picture_book().unet
+    rows = module_rows(unet)
+    assert sum(row.size for row in rows) == sum(p.numel() for p in unet.parameters())
+    assert ("down", f"{len(unet.down)} x DownStage") in [row[:2] for row in rows]
+
+
+def test_a_mosaic_of_latents_keeps_every_channel_where_it_can_be_seen():
+    z = draw(1, 4, 3, 5)
+    whole = mosaic(z)
+    assert whole.shape == (7, 11)
+    assert np.allclose(whole[4:, :5], z[2])
+    assert np.isnan(whole[3]).all()
+    assert np.isnan(whole[:, 5]).all()
 
 
 def test_a_feature_walk_draws_the_channels_that_vary_most_in_their_order():

@@ -17,7 +17,9 @@ from minisd.viz.images import difference, grid, show, strip, sweep, table
 from minisd.viz.latents import Preview, fit_preview, latent_channels
 from minisd.viz.merges import merge_tree
 from minisd.viz.module_map import module_map, skip_sources
+from minisd.viz.module_tree import module_tree
 from minisd.viz.noise import forward_panels, noise_rows, schedules
+from minisd.viz.run_map import run_map
 from minisd.viz.shapes import shape_table, shape_walk
 from minisd.viz.tokens import (
     attention_heads,
@@ -34,7 +36,7 @@ __all__ = [
     "attention_over", "attention_steps", "attention_words", "bars", "causal_mask", "clouds",
     "cross_layers", "difference", "embedding_heat", "feature_walk", "fit_preview", "forward_panels",
     "grid", "guidance_arrows", "guidance_plane", "heat", "histogram", "latent_channels", "lines",
-    "losses", "merge_tree", "module_map", "noise_rows", "schedules", "shape_table", "shape_walk",
-    "show", "similarity", "skip_sources", "strip", "sweep", "table", "token_strip", "trajectories",
-    "word_map", "word_positions",
+    "losses", "merge_tree", "module_map", "module_tree", "noise_rows", "run_map", "schedules",
+    "shape_table", "shape_walk", "show", "similarity", "skip_sources", "strip", "sweep", "table",
+    "token_strip", "trajectories", "word_map", "word_positions",
 ]  # fmt: skip
