@@ -1,7 +1,6 @@
 """The course's notebooks: as committed, and run afresh where nothing can reach the network."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 from minisd.teach.checks import exercises
+from minisd.teach.offline import offline_environment
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -25,24 +25,6 @@ ARTICLE = "https://jalammar.github.io/illustrated-stable-diffusion/"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LARGEST = 1_500_000  # bytes
 CELL_SECONDS = 300  # a cell that takes longer hangs, even on a busy machine
-
-# Python runs a module of this name at its start, in the kernel and in whatever the kernel starts.
-REFUSE_CONNECTIONS = """
-import sys
-
-def refuse(event, args):
-    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        host = args[0]
-    elif event in ("socket.connect", "socket.sendto"):
-        host = args[1][0] if isinstance(args[1], tuple) else None  # a path is local
-    else:
-        return
-    host = host.decode() if isinstance(host, bytes) else host
-    if host not in (None, "", "localhost", "::1") and not str(host).startswith("127."):
-        raise PermissionError(f"a connection to {host} would leave this machine")
-
-sys.addaudithook(refuse)
-"""
 
 
 def read(path):
@@ -206,10 +188,7 @@ def test_a_mapped_figure_of_the_article_is_shown_with_alt_text(figure):
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory):
     """An environment in which Python refuses every connection that leaves the machine."""
-    folder = tmp_path_factory.mktemp("offline")
-    (folder / "sitecustomize.py").write_text(REFUSE_CONNECTIONS, encoding="utf8")
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MINISD_FAST": "1"}
+    return offline_environment(tmp_path_factory.mktemp("offline"), MINISD_FAST="1")
 
 
 @pytest.mark.parametrize(

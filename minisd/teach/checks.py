@@ -1,7 +1,10 @@
 """Checking an answer: passed, not yet, or a hint that fits the mistake. A check never raises."""
 
 import re
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 Verify = Callable[[Any], str]  # an answer -> a hint, "" if it is right
+_OWN_SEED = ContextVar("_OWN_SEED", default=0)
 
 
 class NotYet(Exception):  # noqa: N818 - not an error
@@ -84,6 +88,21 @@ def check(key: str, answer: Any) -> Result:
         result = _judge(key, exercise, answer)
     print(result)
     return result
+
+
+@contextmanager
+def inputs_of(name: str) -> Iterator[None]:
+    """Inside, checks draw inputs of this name's own: the same name, the same inputs."""
+    token = _OWN_SEED.set(zlib.crc32(name.encode()))
+    try:
+        yield
+    finally:
+        _OWN_SEED.reset(token)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """What a check draws its inputs from: the same for everybody, but inside `inputs_of`."""
+    return torch.Generator().manual_seed(seed + _OWN_SEED.get())
 
 
 def _judge(key: str, exercise: Exercise, answer: Any) -> Result:

@@ -6,7 +6,7 @@ import torch
 
 from minisd.config import ScheduleConfig
 from minisd.schedulers.schedule import NoiseSchedule
-from minisd.teach.checks import Exercise, call, compare, draws, number, sentences
+from minisd.teach.checks import Exercise, call, compare, draws, number, seeded, sentences
 
 SD = NoiseSchedule()
 
@@ -17,7 +17,7 @@ def _first_below(schedule: NoiseSchedule, level: float) -> int:
 
 def mix(answer: Any) -> str:
     """The check of 02.2."""
-    g = torch.Generator().manual_seed(2)
+    g = seeded(2)
     x_0, eps = torch.randn(
         2, 4, 3, 4, 4, generator=g
     )  # b = w: a wrong axis does not stop by itself

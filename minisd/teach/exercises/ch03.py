@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.schedulers.schedule import NoiseSchedule, predict_x_0
-from minisd.teach.checks import Exercise, NotYet, call, compare, draws, number, sentences
+from minisd.teach.checks import Exercise, NotYet, call, compare, draws, number, seeded, sentences
 
 SD = NoiseSchedule()
 
@@ -26,7 +26,7 @@ class Toy(nn.Module):
 
 def loss(answer: Any) -> str:
     """The check of 03.2."""
-    g = torch.Generator().manual_seed(3)
+    g = seeded(3)
     x_0, eps = torch.randn(2, 4, 3, 4, 4, generator=g)
     t = torch.tensor([50, 300, 600, 900])
     arguments = Toy(), x_0, eps, t, SD.alphas_bar
@@ -84,7 +84,7 @@ def _mixed_up(
 
 def clean(answer: Any) -> str:
     """The check of 03.3."""
-    g = torch.Generator().manual_seed(33)
+    g = seeded(33)
     x_t, eps = torch.randn(2, 2, 3, 4, 4, generator=g)
     a = 0.3
     signal, noise = a**0.5, (1 - a) ** 0.5

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minisd.schedulers import DDIMScheduler
-from minisd.teach.checks import Exercise, call, compare, number
+from minisd.teach.checks import Exercise, call, compare, number, seeded
 from minisd.teach.mistakes import step_hint
 from minisd.teach.swapping import own_scheduler
 
@@ -17,7 +17,7 @@ SAMPLERS = ("DDPM", "DDIM", "Euler", "Heun", "DPM++ 2M")
 
 
 def _draw(seed: int) -> tuple[Tensor, Tensor]:
-    eps, x_t = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    eps, x_t = torch.randn(2, 2, 3, 4, 4, generator=seeded(seed))
     return eps, x_t
 
 
@@ -39,10 +39,10 @@ def ddim(answer: Any) -> str:
 def noisy(answer: Any) -> str:
     """The check of 04.2."""
     eps, x_t = _draw(44)
-    z = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(5))
+    z = torch.randn(x_t.shape, generator=seeded(5))
 
     def right(eta: float) -> Tensor:
-        same_z = torch.Generator().manual_seed(5)
+        same_z = seeded(5)
         return SD.step(eps, SPAN, x_t, eta=eta, generator=same_z)[0]
 
     def given(eta: float) -> Tensor:

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 from minisd.autoencoder import DiagonalGaussian
-from minisd.teach.checks import Exercise, call, compare, draws, number, sentences
+from minisd.teach.checks import Exercise, call, compare, draws, number, seeded, sentences
 
 
 def reparameterise(answer: Any) -> str:
     """The check of 05.2."""
-    g = torch.Generator().manual_seed(5)
+    g = seeded(5)
     mean, logvar, noise = torch.randn(3, 2, 4, 3, 3, generator=g)
     std = (logvar / 2).exp()
     given = call(answer, mean, logvar, noise)
@@ -33,7 +33,7 @@ def reparameterise(answer: Any) -> str:
 
 def scale_factor(answer: Any) -> str:
     """The check of 05.3."""
-    g = torch.Generator().manual_seed(55)
+    g = seeded(55)
     spread = torch.tensor([1.5, 4.0, 2.5, 6.0])[:, None, None]
     of_picture = torch.linspace(0.4, 1.6, 16)[:, None, None, None]  # no picture is like another
     latents = torch.randn(16, 4, 8, 8, generator=g) * spread * of_picture + 2
@@ -61,7 +61,7 @@ def scale_factor(answer: Any) -> str:
 
 def kl(answer: Any) -> str:
     """The check of 05.4."""
-    g = torch.Generator().manual_seed(555)
+    g = seeded(555)
     mean, logvar = torch.randn(2, 3, 4, 2, 2, generator=g)
     nats = (mean**2 + logvar.exp() - 1 - logvar) / 2
     axes = (1, 2, 3)

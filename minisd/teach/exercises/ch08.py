@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minisd.config import SD15
 from minisd.layers import ResnetBlock, timestep_embedding
-from minisd.teach.checks import Exercise, call, compare, sentences
+from minisd.teach.checks import Exercise, call, compare, seeded, sentences
 from minisd.unet import UNet
 
 OTHERS = 123_060_480 + 83_653_863  # parameters of SD 1.x's text encoder and autoencoder
@@ -99,7 +99,7 @@ def waves(answer: Any) -> str:
 
 def norm(answer: Any) -> str:
     """The check of 08.3."""
-    draw, groups, eps = torch.Generator().manual_seed(8), 4, 0.2
+    draw, groups, eps = seeded(8), 4, 0.2
     x = torch.randn(3, 12, 2, 3, generator=draw) * 1.5 + 0.7
     x = x * torch.linspace(0.5, 2, 12)[:, None, None]  # channels of different size
 

@@ -12,7 +12,7 @@ from minisd.config import AutoencoderConfig, Defaults, TextEncoderConfig, UNetCo
 from minisd.noise import draw_noise
 from minisd.pipeline import StableDiffusionPipeline
 from minisd.schedulers import DDIMScheduler
-from minisd.teach.checks import Exercise, call, compare, draws, sentences
+from minisd.teach.checks import Exercise, call, compare, draws, seeded, sentences
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -71,7 +71,7 @@ def run(pipe: StableDiffusionPipeline, x_T: Tensor, cond: Tensor, uncond: Tensor
 @torch.no_grad()
 def loop(answer: Any) -> str:
     """The check of 11.1."""
-    pipe, g = toy(), torch.Generator().manual_seed(111)
+    pipe, g = toy(), seeded(111)
     x_T = torch.randn(1, 4, 4, 4, generator=g)
     cond, uncond = torch.randn(2, 1, 77, 16, generator=g)
     given = call(answer, pipe, x_T, cond, uncond, STEPS, SCALE)
@@ -99,7 +99,7 @@ def loop(answer: Any) -> str:
 @torch.no_grad()
 def picture(answer: Any) -> str:
     """The check of 11.2."""
-    pipe, g = toy(), torch.Generator().manual_seed(1111)
+    pipe, g = toy(), seeded(1111)
     z = torch.randn(1, 4, 2, 3, generator=g)  # not square: height and width cannot be confused
     factor = pipe.vae.config.scaling_factor
     decoded = pipe.vae.decode(z / factor) * 1.5

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minisd.schedulers import DDIMScheduler, NoiseSchedule, Span
-from minisd.teach.checks import Exercise, call, compare, sentences
+from minisd.teach.checks import Exercise, call, compare, seeded, sentences
 
 # What image_to_image might return at strength 0, and why it does not; "" for what it does.
 RETURNS = {
@@ -68,7 +68,7 @@ Known = Callable[[Span, bool], Tensor]
 
 def keep(answer: Any) -> str:
     """Checks one step in the middle of a run, and the last."""
-    g, plan = torch.Generator().manual_seed(123), DDIMScheduler(NoiseSchedule().config).plan(10)
+    g, plan = seeded(123), DDIMScheduler(NoiseSchedule().config).plan(10)
     x_prev, x_0, noise = torch.randn(3, 2, 4, 4, 6, generator=g)
     cells = torch.zeros(2, 1, 4, 6)
     cells[0, :, 1:3, 2:5] = cells[1, :, 2:, :2] = 1
@@ -117,7 +117,7 @@ def keep(answer: Any) -> str:
 
 def kept_error(answer: Any) -> str:
     """The check of 12.4."""
-    g = torch.Generator().manual_seed(124)
+    g = seeded(124)
     before, after = torch.rand(2, 1, 3, 16, 24, generator=g) * 2 - 1
     mask = torch.zeros(1, 1, 16, 24)
     mask[..., 3:12, 5:20] = 1

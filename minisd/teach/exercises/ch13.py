@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.lora import LoRA
-from minisd.teach.checks import Exercise, NotYet, call, compare, number, sentences
+from minisd.teach.checks import Exercise, NotYet, call, compare, number, seeded, sentences
 
 
 def _layer(d_in: int, d_out: int, seed: int) -> nn.Linear:
     """A layer of weights near 1, so that nothing of it is small by chance."""
-    draw, layer = torch.Generator().manual_seed(seed), nn.Linear(d_in, d_out)
+    draw, layer = seeded(seed), nn.Linear(d_in, d_out)
     for parameter in layer.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw)
     return layer.requires_grad_(False)
@@ -38,7 +38,7 @@ def _parts(module: nn.Module, layer: nn.Linear, rank: int) -> str:
 
 def adapted(answer: Any) -> str:
     """The check of 13.1."""
-    draw, layer = torch.Generator().manual_seed(13), _layer(6, 4, 131)
+    draw, layer = seeded(13), _layer(6, 4, 131)
     x = torch.randn(3, 6, generator=draw)
     module = call(answer, layer, 2, 3.0)
     if not isinstance(module, nn.Module):
@@ -80,7 +80,7 @@ def _formula(answer: Any, draw: torch.Generator) -> str:
 
 def merged(answer: Any) -> str:
     """The check of 13.2."""
-    draw, alpha, scale = torch.Generator().manual_seed(133), 4.0, 0.7
+    draw, alpha, scale = seeded(133), 4.0, 0.7
     for d_out, d_in, rank in ((5, 5, 5), (4, 6, 2)):  # square first: no order stops by itself
         weight = torch.randn(d_out, d_in, generator=draw)
         a, b = torch.randn(rank, d_in, generator=draw), torch.randn(d_out, rank, generator=draw)
@@ -117,7 +117,7 @@ def _with(rows: list[int], inside: Tensor, outside: Tensor) -> Tensor:
 
 def one_row(answer: Any) -> str:
     """The check of 13.4."""
-    draw, rows, rate = torch.Generator().manual_seed(134), [7, 8], 0.1
+    draw, rows, rate = seeded(134), [7, 8], 0.1
     table, gradient = torch.randn(2, 12, 4, generator=draw)
     down = table - rate * gradient
     return compare(call(answer, table, gradient, rows, rate), _with(rows, down, table), {
