@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import official
 import pytest
 from test_tokenizer import IDS, TABLE, generated_texts, needs_table
 from tiny import pipeline
@@ -178,6 +179,32 @@ def test_without_a_connection_the_files_and_what_to_do_with_them_are_named(monke
     for word in ("no connection", "vocab.json", "merges.txt", tokenizer_source.HUB_ID,
                  "bpe_simple_vocab_16e6.txt.gz", "--tokenizer PATH", "tokenizer=PATH"):  # fmt: skip
         assert word in str(caught.value)
+
+
+# ---- beside a single file ----
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "."])
+def test_a_single_file_takes_the_tokenizer_that_lies_beside_it(place, tmp_path):
+    pipe = official.official()
+    file = official.write(official.state_of(pipe), tmp_path / "model.safetensors")
+    write_tokenizer(pipe.tokenizer, tmp_path / place)
+    assert weights_convert.open(file).tokenizer(TEXTS).equal(pipe.tokenizer(TEXTS))
+
+
+def test_openais_table_beside_a_file_is_found(tmp_path):
+    assert tokenizer_source.beside(tmp_path / "model.safetensors") is None
+    table = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
+    table.touch()
+    assert tokenizer_source.beside(tmp_path / "model.safetensors") == table
+
+
+def test_a_file_that_was_written_here_keeps_its_own_tokenizer(tmp_path):
+    pipe = official.official()
+    weights_convert.save(pipe, tmp_path / "own.safetensors", layout="single-file")
+    write_tokenizer(Tokenizer.train(["another text"] * 3, 9), tmp_path / "tokenizer")
+    opened = weights_convert.open(tmp_path / "own.safetensors")
+    assert opened.tokenizer.tables() == pipe.tokenizer.tables()
 
 
 # ---- in a pipeline ----

@@ -38,7 +38,8 @@ def open(
     torch_dtype: None leaves the weights as they are stored.
     variant: "fp16" reads the files that say so in their names. tokenizer: one to use in place of
     the source's, or where find_tokenizer finds it; a single file that was not written here has
-    none and gets CLIP's. vae: an autoencoder in place of the source's, or where open_vae finds it.
+    none and gets the one that lies beside it, or else CLIP's from the hub. vae: an autoencoder in
+    place of the source's, or where open_vae finds it.
 
     For single files alone: ema says whether the UNet's averaged weights are read, of a file that
     has both. None reads the plain ones, as diffusers and most programs do: averages that merging

@@ -34,7 +34,7 @@ from weights_convert.compvis import (
 from weights_convert.diffusers import check_fit
 from weights_convert.families import State
 from weights_convert.tensors import read_weights
-from weights_convert.tokenizer_source import find_tokenizer
+from weights_convert.tokenizer_source import beside, find_tokenizer
 
 logger = logging.getLogger(__name__)
 NOTE = "minisd"  # the entry of the metadata
@@ -68,8 +68,9 @@ def read_file(
     family = "sd-2" if parts["unet"].config.context_width == 1024 else "sd-1"
     tokenizer = noted_tokenizer if tokenizer is None else tokenizer
     if not isinstance(tokenizer, Tokenizer):
+        place = beside(path) if tokenizer is None else tokenizer
         length = parts["text_encoder"].config.context_length
-        tokenizer = find_tokenizer(tokenizer, "!" if family == "sd-2" else END, length)
+        tokenizer = find_tokenizer(place, "!" if family == "sd-2" else END, length)
     parts["tokenizer"] = tokenizer
     check_fit(parts, path)
     if note:

@@ -11,6 +11,9 @@ from minisd.tokenizer import END, END_OF_WORD, START, Tokenizer, byte_symbols
 Tables = tuple[dict[str, int], list[tuple[str, str]]]
 HUB_ID = "openai/clip-vit-large-patch14"  # the text encoder that SD 1.x was trained with
 HUB_FILES = ("vocab.json", "merges.txt")
+# What may lie beside a single file, which has no tokenizer in it: the folder that official folders
+# have, the two tables themselves, or OpenAI's.
+BESIDE = ("tokenizer", "merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 MERGES = 49152 - 256 - 2  # CLIP's own; OpenAI's table lists more, which it never reads
 LONGEST = 1 << 24  # bytes that a table may have; OpenAI's has 3.2 million
 
@@ -42,6 +45,15 @@ def find_tokenizer(
         return tokenizer
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{place} holds no tokenizer like CLIP's: {error}") from error
+
+
+def beside(file: Path) -> Path | None:
+    """Where a tokenizer lies beside a single file, for find_tokenizer; None if there is none."""
+    for name in BESIDE:
+        place = file.parent / name
+        if place.exists():
+            return file.parent if name == HUB_FILES[1] else place
+    return None
 
 
 def read_folder(folder: Path) -> Tables:
@@ -138,8 +150,8 @@ def download() -> Path:
         raise ValueError(
             f"the model comes without a tokenizer, and CLIP's cannot be downloaded ({reason}); "
             f"fetch {' and '.join(HUB_FILES)} of {HUB_ID}, or OpenAI's "
-            "bpe_simple_vocab_16e6.txt.gz, by hand and give their folder or file: --tokenizer "
-            "PATH, or tokenizer=PATH"
+            "bpe_simple_vocab_16e6.txt.gz, by hand and put them beside the model's file, or give "
+            "their folder or file: --tokenizer PATH, or tokenizer=PATH"
         ) from error
 
 

@@ -62,7 +62,8 @@ def setup(
 ) -> Session:
     """Look at the machine, set the seed and the threads, print one line; advice if needed.
 
-    weights: a model to use in place of the shipped one. device: "cpu", "auto", "cuda" or "mps".
+    weights: a model to use in place of the shipped one, in any form that weights_convert opens.
+    device: "cpu", "auto", "cuda" or "mps".
     The environment variable MINISD_FAST=1 sets `.fast`: fewer steps, the same code.
     """
     fast = os.environ.get("MINISD_FAST", "0") not in ("", "0")
