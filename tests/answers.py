@@ -160,7 +160,34 @@ def one_row(table, gradient, rows, rate):
     return moved
 
 
+def shapes(height, width, d, latents=4, colours=3, cells=8):
+    return [(77, d), (latents, height // cells, width // cells), (colours, height, width)]
+
+
+def count(module, run, mistake=""):
+    seen = [] if mistake != "global" else COUNTED
+
+    def note(module, given, made):
+        seen.append(len(made) if mistake == "rows" else 1)
+        return -made if mistake == "returns" else None
+
+    if mistake == "late":
+        run()
+    hook = module.register_forward_hook(note)
+    if mistake not in ("late", "never"):
+        run()
+    if mistake == "twice":
+        run()
+    if mistake != "left":
+        hook.remove()
+    return {"list": seen, "last": 1}.get(mistake, sum(seen))
+
+
+COUNTED = []
+
 SOLUTIONS = {
+    "01.2": shapes,
+    "01.3": count,
     "02.2": lambda x, e, a: col(a).sqrt() * x + (1 - col(a)).sqrt() * e,
     "02.3": lambda betas: torch.cumprod(1 - betas, 0),
     "03.2": loss,
@@ -186,12 +213,14 @@ SOLUTIONS = {
     "13.4": one_row,
 }
 PREDICTED = {
+    "01.1": (20, 40),
     "02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "06.3": 1, "06.4": 231,
     "08.1": CONCATENATED, "08.5": (22, 12, SD_UNET), "11.4": FAULTS, "13.3": 6,
     "12.1": "autoencoder",
 }  # fmt: skip
 WORDS = "it would be different every time and so nobody could ever compute it back again"
 OPEN = {
+    "01.4": WORDS,
     "02.5": WORDS,
     "03.4": [1.0 / (1 + i / 20) for i in range(200)],
     "03.5": WORDS,
@@ -204,6 +233,39 @@ OPEN = {
     "12.5": WORDS,
 }
 WRONG = {
+    "01.1": {
+        "one number": 40,
+        "twice": (40, 40),
+        "unguided": (20, 20),
+        "swapped": (40, 20),
+        "no loop": (1, 2),
+        "one call's": (20, 2),
+        "doubled twice": (20, 80),
+        "one more": (21, 42),
+        "others too": (22, 42),
+    },
+    "01.2": {
+        "swapped": lambda h, w, d: shapes(w, h, d),
+        "one swapped": lambda h, w, d: [*shapes(h, w, d)[:2], (3, w, h)],
+        "channels last": lambda h, w, d: [(77, d), (h // 8, w // 8, 4), (h, w, 3)],
+        "turned text": lambda h, w, d: [(d, 77), *shapes(h, w, d)[1:]],
+        "one vector": lambda h, w, d: [(d,), *shapes(h, w, d)[1:]],
+        "large latents": lambda *a: shapes(*a, cells=1),
+        "64 times": lambda *a: shapes(*a, cells=64),
+        "colours": lambda *a: shapes(*a, latents=3),
+        "four colours": lambda *a: shapes(*a, colours=4),
+        "batch": lambda *a: [(1, *one) for one in shapes(*a)],
+        "guided": lambda *a: [(2, *one) for one in shapes(*a)],
+        "backwards": lambda *a: shapes(*a)[::-1],
+        "square": lambda h, w, d: shapes(512, 512, 768),
+        "by heart": lambda h, w, d: shapes(512, 768, 768),
+        "width by heart": lambda h, w, d: shapes(h, w, 768),
+        "a number": lambda h, w, d: 77 * d,
+    },
+    "01.3": {
+        name: lambda *a, name=name: count(*a, mistake=name)
+        for name in ("rows", "returns", "late", "never", "twice", "left", "list", "global", "last")
+    },
     "02.1": {"half": 500, "root": 521, "linear": 259, "far": 10, "a ratio": 0.9993},
     "02.2": {
         "no roots": lambda x, e, a: col(a) * x + (1 - col(a)) * e,
