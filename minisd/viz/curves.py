@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from minisd.viz.figure import CATEGORIES, DASHES, FAINT, INK, Figure, numbers, sheet
 
 Named = Mapping[str, Any]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # colour is never the only cue
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
@@ -164,4 +165,43 @@ def bars(
         axes.grid(False, axis="y")
         axes.axvline(0, color=FAINT, linewidth=1)
         axes.set_xlabel(x_label)
+        return page.finish()
+
+
+def points(
+    places: Mapping[str, tuple[float, float]],
+    *,
+    alt: str,
+    groups: Sequence[int] = (),
+    linked: Sequence[Sequence[str]] = (),
+    x_label: str = "",
+    y_label: str = "",
+    x_limits: tuple[float, float] | None = None,
+    y_limits: tuple[float, float] | None = None,
+    caption: str = "",
+) -> Figure:
+    """A named point for each (x, y); `groups` gives each a colour's and a marker's number.
+
+    `linked`: names whose points are joined by a line, in this order.
+    """
+    kinds = list(groups) or [0] * len(places)
+    with sheet(820, 440, alt, caption) as page:
+        axes = page.axes(76, 16, 600, 360)
+        for names in linked:
+            axes.plot(*zip(*(places[name] for name in names)), color=FAINT, zorder=1)
+        for (x, y), kind in zip(places.values(), kinds):
+            style = {"color": CATEGORIES[kind % len(CATEGORIES)], "zorder": 3}
+            axes.plot(x, y, MARKERS[kind % len(MARKERS)], markersize=8, **style)
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=y_limits)
+        axes.set_xlim(*(x_limits or (0, 1.05 * max(x for x, _ in places.values()))))
+        taken: list[tuple[float, float]] = []
+        for name, place in sorted(places.items(), key=lambda item: -item[1][1]):
+            x, y = axes.transData.transform(place)  # pixels, upwards
+            while any(abs(y - other) < 13 and abs(x - at) < 150 for at, other in taken):
+                y -= 2
+            taken.append((x, y))
+            axes.annotate(
+                name, place, (x + 10, y), textcoords="figure pixels", va="center", fontsize=8,
+                arrowprops={"arrowstyle": "-", "color": FAINT}, zorder=2,
+            )  # fmt: skip
         return page.finish()
