@@ -52,6 +52,12 @@ KINDS = {  # name: (call with data of a seed, the data it is given)
     "latent_channels": (
         lambda x, **a: viz.latent_channels(x, ["a", "b"], **a), lambda seed: draw(seed, 2, 4, 8, 8),
     ),
+    "text_examples": (
+        lambda x, **a: viz.text_examples(
+            [1, 999], x, draw(0, 2, 7, 5), ["a red boat", "a sea"], {"the noise": x}, **a
+        ),
+        lambda seed: draw(seed, 2, 4, 8, 8),
+    ),
     "token_strip": (
         lambda x, **a: viz.token_strip(TOKENIZER, x, **a), lambda seed: PROMPT + " red" * seed,
     ),
@@ -100,6 +106,14 @@ KINDS = {  # name: (call with data of a seed, the data it is given)
     "run_map": (
         lambda x, **a: viz.run_map(PROMPT, x[0], x, -x, pictures(0)[0], steps=9, **a),
         lambda seed: draw(seed, 4, 8, 8),
+    ),
+    "correspondence": (
+        lambda x, **a: viz.correspondence(x, titles=("theirs", "ours"), **a),
+        lambda seed: [("unet", f"in.{i}", f"down.{i // 2}") for i in range(2 + seed)],
+    ),
+    "points": (
+        lambda x, **a: viz.points(x, groups=[0, 1], linked=[["a", "b"]], **a),
+        lambda seed: {"a": (1.0, 2.0 + seed), "b": (2.0, 3.0)},
     ),
     "trajectories": (
         lambda x, **a: viz.trajectories({"DDIM": x}, x[0], **a), lambda seed: draw(seed, 5, 3, 2),

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import picture_book
 
 from minisd import viz
+from minisd.viz.correspondence import in_order
 from minisd.viz.features import liveliest
 from minisd.viz.figure import WIDTH, as_pil, text_width, wrap
 from minisd.viz.module_tree import rows as module_rows
@@ -358,3 +359,26 @@ def test_pictures_of_one_frame_play_side_by_side_and_have_a_row_of_the_strip_eac
 def test_frames_of_different_numbers_of_pictures_are_told():
     with pytest.raises(ValueError, match=r"\[2, 1\] pictures"):
         viz.animation([list(pictures(1, 2)), pictures(1, 1)[0]], alt=ALT)
+
+
+def test_names_of_one_stem_come_in_the_order_of_their_numbers():
+    names = [("vae", name) for name in ("in", "up.10", "mid", "up.9", "up.9", "out.0")]
+    assert [name for _, name in in_order(names)] == ["in", "up.9", "up.10", "mid", "out.0"]
+
+
+def test_a_correspondence_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="rows is empty"):
+        viz.correspondence([], alt=ALT)
+
+
+def test_examples_with_texts_have_a_row_each_and_as_many_of_everything():
+    x, texts = draw(1, 2, 4, 8, 8), draw(2, 2, 7, 5)
+    rows = ([1, 500], x, texts, ["a boat", "a bird"])
+    two = viz.text_examples(*rows, {"the noise": x}, alt=ALT).image
+    one = viz.text_examples(*(part[:1] for part in rows), {"the noise": x[:1]}, alt=ALT).image
+    assert one.width == two.width
+    assert one.height < two.height
+    with pytest.raises(ValueError, match="1 captions were given for 2 latents"):
+        viz.text_examples(*rows[:3], ["a boat"], {"the noise": x}, alt=ALT)
+    with pytest.raises(ValueError, match="1 the noise were given"):
+        viz.text_examples(*rows, {"the noise": x[:1]}, alt=ALT)

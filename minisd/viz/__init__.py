@@ -10,7 +10,9 @@ from minisd.viz.attention import (
     word_map,
     word_positions,
 )
-from minisd.viz.curves import bars, histogram, lines, losses
+from minisd.viz.correspondence import correspondence
+from minisd.viz.curves import bars, histogram, lines, losses, points
+from minisd.viz.examples import text_examples
 from minisd.viz.features import feature_walk
 from minisd.viz.figure import Figure
 from minisd.viz.images import difference, grid, show, strip, sweep, table
@@ -34,9 +36,10 @@ from minisd.viz.trajectories import clouds, guidance_arrows, guidance_plane, tra
 __all__ = [
     "Animation", "Figure", "Preview", "animation", "attention_heads", "attention_layers",
     "attention_over", "attention_steps", "attention_words", "bars", "causal_mask", "clouds",
-    "cross_layers", "difference", "embedding_heat", "feature_walk", "fit_preview", "forward_panels",
-    "grid", "guidance_arrows", "guidance_plane", "heat", "histogram", "latent_channels", "lines",
-    "losses", "merge_tree", "module_map", "module_tree", "noise_rows", "run_map", "schedules",
-    "shape_table", "shape_walk", "show", "similarity", "skip_sources", "strip", "sweep", "table",
-    "token_strip", "trajectories", "word_map", "word_positions",
+    "correspondence", "cross_layers", "difference", "embedding_heat", "feature_walk", "fit_preview",
+    "forward_panels", "grid", "guidance_arrows", "guidance_plane", "heat", "histogram",
+    "latent_channels", "lines", "losses", "merge_tree", "module_map", "module_tree", "noise_rows",
+    "points", "run_map", "schedules", "shape_table", "shape_walk", "show", "similarity",
+    "skip_sources", "strip", "sweep", "table", "text_examples", "token_strip", "trajectories",
+    "word_map", "word_positions",
 ]  # fmt: skip
