@@ -1,0 +1,171 @@
+"""One page of the course as HTML: text, formulas as MathML, code in colours, pictures as files."""
+
+import base64
+import html
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jinja2 import Environment, FileSystemLoader
+from math_core import LatexError, LatexToMathML
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_for_filename
+from pygments.util import ClassNotFound
+
+PICTURES = "pictures"  # a folder beside the page
+SHOWN = ("image/png", "text/html", "text/markdown", "text/plain")  # what the theme can show
+THEME = Path(__file__).with_name("theme")
+FRAME = Environment(loader=FileSystemLoader(THEME), autoescape=True).get_template("frame.html.j2")
+FORMULAS = LatexToMathML(fancy_error=False)
+LOADED = re.compile(  # by the browser itself, unlike a link
+    r"""<(?!a\b)\w+\b[^>]*\b(?:src|href|data|srcset)\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*""", re.I
+)
+INLINE_PICTURE = re.compile(r'src="data:image/(gif|png|jpeg|webp);base64,([^"]+)"')
+Link = Callable[[str], str | None]  # as written, to what it is on the site; None: not there
+
+
+class Renderer(IPythonRenderer):
+    """Markdown as Jupyter reads it; links go through `link_to`, formulas become MathML."""
+
+    def __init__(self, link_to: Link):
+        super().__init__(escape=False, exclude_anchor_links=True)
+        self.link_to, self.slugs = link_to, {}
+
+    def heading(self, text: str, level: int, **attrs: Any) -> str:
+        """With the id that GitHub would give it, so that links to headings arrive."""
+        words = re.sub(r"[^\w\- ]", "", html.unescape(re.sub(r"<[^>]+>", "", text)).lower())
+        slug = words.strip().replace(" ", "-")
+        self.slugs[slug] = again = self.slugs.get(slug, -1) + 1
+        name = f"{slug}-{again}" if again else slug
+        return f'<h{level} id="{name}">{text}</h{level}>\n'
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        target = self.link_to(url)
+        return super().link(text, target, title) if target is not None else text
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        target = self.link_to(url)
+        picture = super().image(text, target or "", title)
+        return f'<span class="figure">{picture}</span>' if target is not None else text
+
+    def table(self, text: str) -> str:
+        """In a box that scrolls; a head of empty cells is left out."""
+        text = re.sub(r"<thead>\s*<tr>\s*(<th[^>]*></th>\s*)+</tr>\s*</thead>", "", text)
+        return f'<div class="table"><table>{text}</table></div>\n'
+
+    def inline_math(self, body: str) -> str:
+        return formula(body, block=False)
+
+    def block_math(self, body: str) -> str:
+        return f'<span class="formula">{formula(body, block=True)}</span>'
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
+
+
+def formula(latex: str, block: bool) -> str:
+    """MathML, which browsers draw by themselves. Raises ValueError for LaTeX that is not known."""
+    try:
+        return FORMULAS.convert_with_local_state(latex.strip(), displaystyle=block)
+    except LatexError as error:
+        raise ValueError(f"the formula ${latex.strip()}$ cannot be read: {error}") from error
+
+
+def read(path: Path) -> NotebookNode:
+    """Raises ValueError for what is no notebook."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises whatever its readers meet
+        raise ValueError(f"not a notebook ({type(error).__name__})") from error
+
+
+def title_of(node: NotebookNode) -> str:
+    """The first heading of a notebook."""
+    texts = [cell.source for cell in node.cells if cell.cell_type == "markdown"]
+    found = re.search(r"^# (.+)$", "\n".join(texts), re.M)
+    return found[1].strip() if found else "Untitled"
+
+
+def markdown(source: str, link_to: Link) -> str:
+    """The HTML of a text by itself."""
+    return MarkdownWithMath(renderer=Renderer(link_to)).render(source)
+
+
+def notebook(node: NotebookNode, link_to: Link, folder: Path) -> str:
+    """The HTML of a notebook's cells; their pictures are written into `folder` / "pictures".
+
+    Raises ValueError for a picture without alt text.
+    """
+    (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(node.cells, 1):
+        cell.setdefault("id", f"cell-{number}")
+        for i, output in enumerate(cell.get("outputs", [])):
+            output.data = {kind: x for kind, x in output.get("data", {}).items() if kind in SHOWN}
+            place_pictures(f"{cell.id}-{i}" if i else cell.id, output, folder)
+    exporter = HTMLExporter(template_name=THEME.name, extra_template_basedirs=[str(THEME.parent)])
+    renderer = Renderer(link_to)
+    exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
+    return exporter.from_notebook_node(node)[0]
+
+
+def place_pictures(name: str, output: NotebookNode, folder: Path) -> None:
+    """Write an output's pictures as files of this name, and put down in it where they are."""
+    data = output.data
+    if "image/png" in data:
+        content = base64.b64decode(data["image/png"])
+        alt = output.metadata.get("image/png", {}).get("alt", "")
+        if not alt:
+            raise ValueError(f"the picture {name} has no alt text")
+        width, height = struct.unpack(">II", content[16:24])  # PNG: the first chunk's numbers
+        file = f"{PICTURES}/{name}.png"
+        (folder / file).write_bytes(content)
+        output.metadata.picture = NotebookNode(file=file, width=width, height=height, alt=alt)
+
+    def to_file(match: re.Match) -> str:
+        file = f"{PICTURES}/{name}.{match[1]}"
+        (folder / file).write_bytes(base64.b64decode(match[2]))
+        return f'src="{file}"'
+
+    if "text/html" in data:
+        shown = INLINE_PICTURE.sub(to_file, data["text/html"])
+        data["text/html"] = re.sub(r"<img[^>]*>", r'<div class="figure">\g<0></div>', shown)
+
+
+def source(name: str, text: str) -> str:
+    """The HTML of a file of code; line 12 has the id "L12"."""
+    try:
+        lexer = get_lexer_for_filename(name)
+    except ClassNotFound:
+        lexer = get_lexer_for_filename("a.txt")
+    lines = HtmlFormatter(nowrap=True)
+    shown = highlight(text, lexer, lines).splitlines()
+    numbered = "".join(
+        f'<span class="line" id="L{i}"><a href="#L{i}">{i}</a>{line}\n</span>'
+        for i, line in enumerate(shown, 1)
+    )
+    return f'<h1>{html.escape(name)}</h1>\n<div class="code source"><pre>{numbered}</pre></div>\n'
+
+
+def framed(body: str, title: str, ways: list[tuple[str, str, str]], **more: str) -> str:
+    """A whole page. ways: (prev | up | next, address, name). more: `top`, the way to the style
+    sheet's folder, and `version`. Raises ValueError if something in it would come from elsewhere.
+    """
+    if found := LOADED.search(body):
+        raise ValueError(f"it would load something from elsewhere: {found[0]}")
+    headings = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body, re.S)
+    plain = [(i, html.unescape(re.sub(r"<[^>]+>", "", text))) for i, text in headings]
+    return FRAME.render(body=Safe(body), title=title, ways=ways, headings=plain, **more)
+
+
+class Safe(str):
+    """HTML that is put in as it is."""
+
+    def __html__(self) -> str:
+        return self
