@@ -185,6 +185,21 @@ def count(module, run, mistake=""):
 
 COUNTED = []
 
+
+def bottleneck(parts, name=None, part_of_gain=None):
+    total = {part: calls * seconds for part, (calls, seconds) in parts.items()}
+    name = name(parts, total) if name else max(total, key=total.get)
+    whole, part = sum(total.values()), total[name]
+    return name, part_of_gain(whole, part) if part_of_gain else whole / (whole - part / 2)
+
+
+def official(name, start=1, each=3, op=".0.op", places="01"):
+    _, i, kind, *j = name.split(".")
+    if kind == "downsample":
+        return f"input_blocks.{int(i) * each + 2 + start}{op}"
+    return f"input_blocks.{int(i) * each + int(j[0]) + start}.{places[kind == 'attentions']}"
+
+
 SOLUTIONS = {
     "01.2": shapes,
     "01.3": count,
@@ -211,12 +226,14 @@ SOLUTIONS = {
     "13.1": adapted(),
     "13.2": merged,
     "13.4": one_row,
+    "14.2": bottleneck,
+    "14.3": official,
 }
 PREDICTED = {
     "01.1": (20, 40),
     "02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "06.3": 1, "06.4": 231,
     "08.1": CONCATENATED, "08.5": (22, 12, SD_UNET), "11.4": FAULTS, "13.3": 6,
-    "12.1": "autoencoder",
+    "12.1": "autoencoder", "14.1": 1.72,
 }  # fmt: skip
 WORDS = "it would be different every time and so nobody could ever compute it back again"
 OPEN = {
@@ -231,6 +248,7 @@ OPEN = {
     "11.5": WORDS,
     "13.5": WORDS,
     "12.5": WORDS,
+    "14.4": WORDS,
 }
 WRONG = {
     "01.1": {
@@ -566,5 +584,48 @@ WRONG = {
         "first": lambda t, g, rows, rate: one_row(t, g, rows[:1], rate),
         "alone": lambda t, g, rows, rate: (t - rate * g)[rows],
         "nothing": lambda t, g, rows, rate: t,
+    },
+    "14.1": {
+        "float32": 3.44,
+        "bits": 13.75,
+        "two bits": 0.215,
+        "a byte": 0.86,
+        "megabytes": 1719,
+        "all bytes": 2 * SD_UNET,
+        "double": 6.88,
+        "far": 10,
+    },
+    "14.2": {
+        "longest": lambda p: bottleneck(p, lambda p, total: max(p, key=lambda k: p[k][1])),
+        "most often": lambda p: bottleneck(p, lambda p, total: max(p, key=lambda k: p[k][0])),
+        "least": lambda p: bottleneck(p, lambda p, total: min(total, key=total.get)),
+        "twice": lambda p: bottleneck(p, None, lambda whole, part: 2),
+        "upside down": lambda p: bottleneck(p, None, lambda whole, part: 1 - part / 2 / whole),
+        "share": lambda p: bottleneck(p, None, lambda whole, part: part / whole),
+        "saved": lambda p: bottleneck(p, None, lambda whole, part: part / 2),
+        "all of it": lambda p: bottleneck(p, None, lambda whole, part: whole / (whole - part)),
+        "no calls": lambda p: (
+            bottleneck(p)[0],
+            1 / (1 - p[bottleneck(p)[0]][1] / 2 / sum(s for _, s in p.values())),
+        ),
+        "only a name": lambda p: bottleneck(p)[0],
+        "turned": lambda p: bottleneck(p)[::-1],
+        "no part": lambda p: ("UNet", 2.0),
+    },
+    "14.3": {
+        "ours": lambda name: name,
+        "diffusers": lambda name: name.replace("down.", "down_blocks."),
+        "no conv_in": lambda name: official(name, start=0),
+        "too far": lambda name: official(name, start=2),
+        "no downsample": lambda name: official(name, each=2),
+        "one place": lambda name: official(name, places="00"),
+        "swapped": lambda name: official(name, places="10"),
+        "op": lambda name: official(name, op=".op"),
+        "conv": lambda name: official(name, op=".0.conv"),
+        "nothing behind": lambda name: official(name, op=".0"),
+        "prefix": lambda name: "model.diffusion_model." + official(name),
+        "no place": lambda name: ".".join(official(name).split(".")[:2]),
+        "number": lambda name: 4,
+        "far": lambda name: official(name, each=7),
     },
 }
