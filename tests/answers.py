@@ -200,6 +200,27 @@ def official(name, start=1, each=3, op=".0.op", places="01"):
     return f"input_blocks.{int(i) * each + int(j[0]) + start}.{places[kind == 'attentions']}"
 
 
+def masked(q, k, v, keep, scale=0.5, fill=float("-inf"), axis=-1, late=False, soft=True):
+    """Attention with hidden tokens; the scale is the exponent of the width of a head."""
+    scores = q @ k.mT / q.shape[-1] ** scale
+    scores = scores if late else scores.masked_fill(~keep, fill)
+    p = scores.softmax(axis) if soft else scores
+    return (p * keep if late else p) @ v
+
+
+def wins(scores, mask, tie=0.5):
+    difference = scores[mask][:, None] - scores[~mask]
+    return ((difference > 0) + tie * (difference == 0)).float().mean()
+
+
+TEXT_BLOCKS = (
+    "down.1.attentions.0", "down.2.attentions.0", "mid.attention", "up.0.attentions.0",
+    "up.0.attentions.1", "up.1.attentions.0", "up.1.attentions.1",
+)  # fmt: skip
+MOVED = dict(zip(TEXT_BLOCKS, (0.12, 0.04, 0.02, 0.05, 0.08, 0.07, 0.4)))
+LOOKS = 8 * 4096 * 77, 8 * 4096 * 4096  # SD's finest level: at the text, at each other
+
+
 SOLUTIONS = {
     "01.2": shapes,
     "01.3": count,
@@ -217,6 +238,8 @@ SOLUTIONS = {
     "06.2": parameters,
     "08.2": waves,
     "08.3": group_norm,
+    "09.2": masked,
+    "09.3": wins,
     "11.1": loop,
     "11.2": picture,
     "11.3": batch,
@@ -232,7 +255,7 @@ SOLUTIONS = {
 PREDICTED = {
     "01.1": (20, 40),
     "02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "06.3": 1, "06.4": 231,
-    "08.1": CONCATENATED, "08.5": (22, 12, SD_UNET), "11.4": FAULTS, "13.3": 6,
+    "08.1": CONCATENATED, "08.5": (22, 12, SD_UNET), "09.1": LOOKS, "11.4": FAULTS, "13.3": 6,
     "12.1": "autoencoder", "14.1": 1.72,
 }  # fmt: skip
 WORDS = "it would be different every time and so nobody could ever compute it back again"
@@ -245,6 +268,8 @@ OPEN = {
     "05.5": WORDS,
     "06.5": WORDS,
     "08.4": WORDS,
+    "09.4": MOVED,
+    "09.5": WORDS,
     "11.5": WORDS,
     "13.5": WORDS,
     "12.5": WORDS,
@@ -472,6 +497,51 @@ WRONG = {
         "bytes": (22, 12, 4 * SD_UNET),
         "tensors": (22, 12, 686),
         "pipeline": (22, 12, 1_066_235_307),
+    },
+    "09.1": {
+        "one number": LOOKS[0],
+        "turned": LOOKS[::-1],
+        "one head": (LOOKS[0] // 8, LOOKS[1]),
+        "own of one head": (LOOKS[0], LOOKS[1] // 8),
+        "tokens": (8 * 77 * 77, LOOKS[1]),
+        "pixels": (8 * 512 * 512 * 77, LOOKS[1]),
+        "a side": (8 * 64 * 77, LOOKS[1]),
+        "width": (8 * 4096 * 768, LOOKS[1]),
+        "twice": (LOOKS[0], LOOKS[0]),
+        "cells": (LOOKS[0], 8 * 64 * 64),
+    },
+    "09.2": {
+        "all seen": lambda q, k, v, keep: masked(q, k, v, torch.ones_like(keep)),
+        "turned": lambda q, k, v, keep: masked(q, k, v, ~keep),
+        "zero": lambda *a: masked(*a, fill=0.0),
+        "late": lambda *a: masked(*a, late=True),
+        "no scale": lambda *a: masked(*a, scale=0),
+        "d": lambda *a: masked(*a, scale=1),
+        "all heads": lambda q, k, v, keep: masked(q * q.shape[1] ** -0.5, k, v, keep),
+        "cells": lambda *a: masked(*a, axis=-2),
+        "cells, late": lambda *a: masked(*a, axis=-2, late=True),
+        "no softmax": lambda *a: masked(*a, late=True, soft=False),
+        "probabilities": lambda q, k, v, keep: masked(q, k, torch.eye(k.shape[-2]), keep),
+        "keys": lambda q, k, v, keep: masked(q, k, k, keep),
+    },
+    "09.3": {
+        "no ties": lambda *a: wins(*a, tie=0),
+        "full ties": lambda *a: wins(*a, tie=1),
+        "turned": lambda scores, mask: wins(scores, ~mask),
+        "number": lambda s, m: wins(s, m) * m.sum() * (~m).sum(),
+        "means": lambda s, m: s[m].mean() - s[~m].mean(),
+        "share": lambda s, m: s[m].sum() / s.sum(),
+        "threshold": lambda s, m: ((s > s.mean()) == m).float().mean(),
+        "above the mean": lambda s, m: (s[m] > s[~m].mean()).float().mean(),
+    },
+    "09.4": {
+        "a list": list(MOVED.values()),
+        "unknown": {**MOVED, "up.2.attentions.0": 0.1},
+        "missing": {"mid.attention": 0.1},
+        "negative": {**MOVED, "mid.attention": -0.1},
+        "nothing": dict.fromkeys(MOVED, 0.0),
+        "all alike": dict.fromkeys(MOVED, 0.4),
+        "pictures": {**MOVED, "mid.attention": torch.zeros(2)},
     },
     "11.1": {
         "no guidance": lambda *a: loop(*a, mistake="free"),
