@@ -113,6 +113,15 @@ def parameters(c):
     return around + c.layers * layer
 
 
+def clip_loss(v, t, tau, ways=(1, 0), reduce=torch.mean):
+    s = v @ t.T / tau
+    return sum(-reduce(s.log_softmax(d).diagonal()) for d in ways) / len(ways)
+
+
+def finds(v, t, d=1):
+    return ((v @ t.T).argmax(d) == torch.arange(len(v))).float()
+
+
 def keep(x_prev, x_0, noise, cells, span, last, level="alpha_bar_prev", always=False):
     a = getattr(span, level)
     known = a**0.5 * x_0 + (1 - a) ** 0.5 * noise
@@ -236,6 +245,9 @@ SOLUTIONS = {
     "05.4": lambda m, v: nats(m, v).sum((1, 2, 3)),
     "06.1": best_pair,
     "06.2": parameters,
+    "07.2": clip_loss,
+    "07.3": lambda v, t: finds(v, t).mean(),
+    "07.4": lambda v, t, scale: (1 - (v * t).sum(1)).mean(),
     "08.2": waves,
     "08.3": group_norm,
     "09.2": masked,
@@ -255,6 +267,7 @@ SOLUTIONS = {
 PREDICTED = {
     "01.1": (20, 40),
     "02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "06.3": 1, "06.4": 231,
+    "07.1": 1.609,
     "08.1": CONCATENATED, "08.5": (22, 12, SD_UNET), "09.1": LOOKS, "11.4": FAULTS, "13.3": 6,
     "12.1": "autoencoder", "14.1": 1.72,
 }  # fmt: skip
@@ -267,6 +280,7 @@ OPEN = {
     "04.5": {"DDPM": 17, "DDIM": 16, "Euler": 16, "Heun": 17, "DPM++ 2M": 14},
     "05.5": WORDS,
     "06.5": WORDS,
+    "07.5": WORDS,
     "08.4": WORDS,
     "09.4": MOVED,
     "09.5": WORDS,
@@ -457,6 +471,61 @@ WRONG = {
     },
     "06.3": {"bag": 77, "none": 0, "after": 73, "padding": 72, "end": 2},
     "06.4": {"cut": 77, "bare": 160, "one frame": 162, "two": 154, "no frames": 225},
+    "07.1": {
+        "nothing": 4.094,
+        "colours": 2.485,
+        "probability": 0.2,
+        "both": 3.219,
+        "log2": 2.32,
+        "log10": 0.699,
+        "perfect": 0,
+        "five": 5,
+    },
+    "07.2": {
+        "pictures alone": lambda *a: clip_loss(*a, ways=(1,)),
+        "texts alone": lambda *a: clip_loss(*a, ways=(0,)),
+        "two added": lambda *a: 2 * clip_loss(*a),
+        "batch added": lambda *a: clip_loss(*a, reduce=torch.sum),
+        "times": lambda v, t, tau: clip_loss(v, t, 1 / tau),
+        "no temperature": lambda v, t, tau: clip_loss(v, t, 1),
+        "no logarithm": lambda v, t, tau: (
+            -(v @ t.T / tau).softmax(1).diagonal().add((v @ t.T / tau).softmax(0).diagonal()).mean()
+            / 2
+        ),
+        "matrix": lambda v, t, tau: -(v @ t.T / tau).flatten().log_softmax(0)[:: len(v) + 1].mean(),
+        "labels": lambda v, t, tau: nn.functional.binary_cross_entropy_with_logits(
+            v @ t.T / tau, torch.eye(len(v))
+        ),
+        "no negatives": lambda v, t, tau: -(v * t).sum(1).mean() / tau,
+        "all pairs": lambda v, t, tau: (
+            -((v @ t.T / tau).log_softmax(1) + (v @ t.T / tau).log_softmax(0)).mean() / 2
+        ),
+        "sign": lambda *a: -clip_loss(*a),
+        "no gradient": lambda *a: clip_loss(*a).detach(),
+        "a number": lambda *a: clip_loss(*a).item(),
+    },
+    "07.3": {
+        "texts": lambda v, t: finds(v, t, 0).mean(),
+        "both": lambda v, t: (finds(v, t).mean() + finds(v, t, 0).mean()) / 2,
+        "count": lambda v, t: finds(v, t).sum(),
+        "cosine": lambda v, t: (v * t).sum(1).mean(),
+        "limit": lambda v, t: ((v * t).sum(1) > 0.5).float().mean(),
+        "pictures": lambda v, t: finds(v, v).mean(),
+        "errors": lambda v, t: 1 - finds(v, t).mean(),
+        "each": finds,
+        "places": lambda v, t: (v @ t.T).argmax(1),
+    },
+    "07.4": {
+        "all pairs": lambda v, t, s: 1 - (v @ t.T).mean(),
+        "rises": lambda v, t, s: (v * t).sum(1).mean(),
+        "constant": lambda v, t, s: -(v * t).sum(1).mean(),
+        "sum": lambda v, t, s: (1 - (v * t).sum(1)).sum(),
+        "each": lambda v, t, s: 1 - (v * t).sum(1),
+        "distance": lambda v, t, s: (v - t).square().sum(1).mean(),
+        "scaled": lambda v, t, s: -(s.exp() * (v * t).sum(1)).mean(),
+        "whole": lambda v, t, s: clip_loss(v, t, 1 / s.exp()),
+        "features": lambda v, t, s: 1 - (v * t).mean(),
+    },
     "08.1": {
         "a number": 2560,
         "before": [1280] * 7 + [640, 640, 640, 320, 320],

@@ -1,5 +1,6 @@
 """CLIP at picture-book size: two encoders that learn to agree about pictures and captions."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,19 +16,24 @@ SIZE = 64  # pixels a side that the image encoder sees
 
 
 class ImageEncoder(nn.Module):
-    """A small convolutional network: pictures (b, 3, 64, 64) in [-1, 1] to vectors (b, width)."""
+    """A small convolutional network: pictures (b, 3, side, side) in [-1, 1] to (b, width).
 
-    def __init__(self, width: int):
+    Each of its layers halves the side.
+    """
+
+    def __init__(
+        self, width: int, channels: Sequence[int] = (3, 32, 64, 128, 160), side: int = SIZE
+    ):
         super().__init__()
-        channels = (3, 32, 64, 128, 160)
+        last = side >> (len(channels) - 1)
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, stride=2, padding=1) for c_in, c_out in pairwise(channels)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(4, c) for c in channels[1:])
-        self.head = nn.Linear(channels[-1] * 4 * 4, width)
+        self.head = nn.Linear(channels[-1] * last * last, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, 3, 64, 64) in [-1, 1]. Returns (b, width)."""
+        """x: (b, 3, side, side) in [-1, 1]. Returns (b, width)."""
         for conv, norm in zip(self.convs, self.norms):
             x = F.silu(norm(conv(x)))
         return self.head(x.flatten(1))
@@ -54,7 +60,7 @@ class CLIP(nn.Module):
         return F.normalize(self.text_projection(vectors).float(), dim=-1)
 
     def embed_image(self, pictures: Tensor) -> Tensor:
-        """pictures: (b, 3, 64, 64) in [-1, 1]. Returns unit vectors (b, d)."""
+        """pictures: (b, 3, side, side) in [-1, 1]. Returns unit vectors (b, d)."""
         return F.normalize(self.image(pictures).float(), dim=-1)
 
 
