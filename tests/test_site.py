@@ -186,6 +186,24 @@ def test_code_outputs_and_ids_of_cells_are_there(course):
     assert "&lt;" in re.sub(r"<[^>]+>", "", html).partition("show")[2][:40]
 
 
+def test_a_prime_is_raised_once_and_a_full_stop_stays_beside_its_formula():
+    html = page.markdown("At ($x_{t'}$), $\\bar\\alpha'$ and $x'_\\text{model}$. ($t$ is", str)
+    assert "<msup>" not in html
+    assert "<msubsup>" not in html
+    assert html.count("\N{PRIME}") == 3
+    whole = re.findall(r'<span class="whole">(.*?)<math>.*?</math>(.*?)</span>', html)
+    assert whole == [("(", "),"), ("", "."), ("(", "")]
+    assert html.count("</math> and ") == 1
+
+
+def test_what_was_printed_in_one_go_is_shown_as_one():
+    outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"{i}\n") for i in range(3)]
+    (one,) = page.joined(outputs)
+    assert one.text == "0\n1\n2\n"
+    error = nbformat.v4.new_output("stream", name="stderr", text="!")
+    assert len(page.joined([*outputs, error, *outputs])) == 3
+
+
 def test_a_table_without_a_head_has_none(course):
     html = (made(course) / "01_one.html").read_text(encoding="utf8")
     assert "<table>" in html

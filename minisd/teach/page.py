@@ -27,6 +27,17 @@ FORMULAS = LatexToMathML(fancy_error=False)
 LOADED = re.compile(  # by the browser itself, unlike a link
     r"""<(?!a\b)\w+\b[^>]*\b(?:src|href|data|srcset)\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*""", re.I
 )
+# A prime as a superscript is raised twice: the glyph itself stands high already.
+PRIME = re.compile(
+    r"<msup>(<mi>[^<]*</mi>|<mover[^>]*><mi>[^<]*</mi><mo[^>]*>[^<]*</mo></mover>)"
+    "<mo>(\N{PRIME}|\N{DOUBLE PRIME})</mo></msup>"
+)
+PRIME_AND_INDEX = re.compile(
+    r"<msubsup>(<mi>[^<]*</mi>)(<m(?:i|n|text)>[^<]*</m(?:i|n|text)>)"
+    "<mo>(\N{PRIME}|\N{DOUBLE PRIME})</mo></msubsup>"
+)
+INLINE = r"<math>(?:(?!</math>).)*</math>"
+CLINGING = re.compile(rf"\(?{INLINE}[.,;:!?)]+|\({INLINE}", re.S)
 INLINE_PICTURE = re.compile(r'src="data:image/(gif|png|jpeg|webp);base64,([^"]+)"')
 Link = Callable[[str], str | None]  # as written, to what it is on the site; None: not there
 
@@ -73,9 +84,13 @@ class Renderer(IPythonRenderer):
 def formula(latex: str, block: bool) -> str:
     """MathML, which browsers draw by themselves. Raises ValueError for LaTeX that is not known."""
     try:
-        return FORMULAS.convert_with_local_state(latex.strip(), displaystyle=block)
+        made = FORMULAS.convert_with_local_state(latex.strip(), displaystyle=block)
     except LatexError as error:
         raise ValueError(f"the formula ${latex.strip()}$ cannot be read: {error}") from error
+    made = PRIME.sub(r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>', made)
+    return PRIME_AND_INDEX.sub(
+        r'<msub><mrow>\1<mo lspace="0" rspace="0">\3</mo></mrow>\2</msub>', made
+    )
 
 
 def read(path: Path) -> NotebookNode:
@@ -93,9 +108,18 @@ def title_of(node: NotebookNode) -> str:
     return found[1].strip() if found else "Untitled"
 
 
+def reader(link_to: Link) -> Callable[[str], str]:
+    """Markdown to HTML, for the texts of one page: no two headings get the same id.
+
+    Brackets and full stops stay on the line of the formula that they belong to.
+    """
+    parser = MarkdownWithMath(renderer=Renderer(link_to))
+    return lambda text: CLINGING.sub(r'<span class="whole">\g<0></span>', parser.render(text))
+
+
 def markdown(source: str, link_to: Link) -> str:
-    """The HTML of a text by itself."""
-    return MarkdownWithMath(renderer=Renderer(link_to)).render(source)
+    """The HTML of a text that is a page by itself."""
+    return reader(link_to)(source)
 
 
 def notebook(node: NotebookNode, link_to: Link, folder: Path) -> str:
@@ -106,13 +130,26 @@ def notebook(node: NotebookNode, link_to: Link, folder: Path) -> str:
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(node.cells, 1):
         cell.setdefault("id", f"cell-{number}")
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
         for i, output in enumerate(cell.get("outputs", [])):
             output.data = {kind: x for kind, x in output.get("data", {}).items() if kind in SHOWN}
             place_pictures(f"{cell.id}-{i}" if i else cell.id, output, folder)
     exporter = HTMLExporter(template_name=THEME.name, extra_template_basedirs=[str(THEME.parent)])
-    renderer = Renderer(link_to)
-    exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
+    exporter.register_filter("markdown2html", reader(link_to))
     return exporter.from_notebook_node(node)[0]
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs in which what was printed in one go is one again, however it arrived."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        last = kept[-1] if kept else {}
+        if output.get("name") and output.name == last.get("name"):
+            last.text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def place_pictures(name: str, output: NotebookNode, folder: Path) -> None:
