@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from minisd.viz.figure import CATEGORIES, DASHES, FAINT, INK, Figure, numbers, sheet
+from minisd.viz.figure import (
+    CATEGORIES,
+    DASHES,
+    FAINT,
+    INK,
+    QUIET,
+    Figure,
+    numbers,
+    sheet,
+    text_width,
+)
 
 Named = Mapping[str, Any]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # colour is never the only cue
@@ -194,14 +204,16 @@ def points(
             axes.plot(x, y, MARKERS[kind % len(MARKERS)], markersize=8, **style)
         axes.set(xlabel=x_label, ylabel=y_label, ylim=y_limits)
         axes.set_xlim(*(x_limits or (0, 1.05 * max(x for x, _ in places.values()))))
-        taken: list[tuple[float, float]] = []
-        for name, place in sorted(places.items(), key=lambda item: -item[1][1]):
+        taken = [(*axes.transData.transform(place), 12.0) for place in places.values()]
+        for name, place in sorted(places.items(), key=lambda item: item[1]):
             x, y = axes.transData.transform(place)  # pixels, upwards
-            while any(abs(y - other) < 13 and abs(x - at) < 150 for at, other in taken):
+            x, wide = x + 10, text_width(name, 8)
+            while any(abs(y - b) < 12 and a - 6 < x + wide and x < a - 6 + w for a, b, w in taken):
                 y -= 2
-            taken.append((x, y))
+            taken.append((x + 6, y, wide + 6))
             axes.annotate(
-                name, place, (x + 10, y), textcoords="figure pixels", va="center", fontsize=8,
-                arrowprops={"arrowstyle": "-", "color": FAINT}, zorder=2,
+                name, place, (x, y), textcoords="figure pixels", va="center", fontsize=8,
+                arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.6, "shrinkA": 1,
+                            "shrinkB": 4, "relpos": (0, 0.5)}, zorder=2,
             )  # fmt: skip
         return page.finish()
