@@ -230,6 +230,46 @@ MOVED = dict(zip(TEXT_BLOCKS, (0.12, 0.04, 0.02, 0.05, 0.08, 0.07, 0.4)))
 LOOKS = 8 * 4096 * 77, 8 * 4096 * 4096  # SD's finest level: at the text, at each other
 
 
+def guided(u, c, w, mistake=""):
+    d = c - u
+    return {
+        "paper": u + (w + 1) * d,
+        "swapped": c - w * d,
+        "no start": w * d,
+        "sign": u - w * d,
+        "no w": c,
+        "sum": u + w * c,
+        "longer": w * c,
+        "mean": (u + w * c) / (1 + w),
+        "once": w * c - u,
+        "fixed": u + 4 * d,
+    }.get(mistake, u + w * d)
+
+
+def both(unet, x_t, t, cond, uncond, mistake=""):
+    texts = [cond, uncond] if mistake == "swapped" else [uncond, cond]
+    x_t = x_t.repeat_interleave(2, 0) if mistake == "interleaved" else torch.cat([x_t, x_t])
+    out = unet(x_t, t, torch.cat(texts))
+    u, c = out.chunk(2)
+    return {"whole": out, "with": (c, c), "without": (u, u)}.get(mistake, (u, c))
+
+
+def smallest(scales, right, wanted, mistake=""):
+    shares = right.float().mean(dim=1).tolist()
+    reached = [w for w, share in zip(scales, shares) if share >= wanted]
+    above = [w for w, share in zip(scales, shares) if share > wanted]
+    return {
+        "first": reached[0],
+        "best": scales[right.float().mean(dim=1).argmax()],
+        "more": min(above),
+        "row": scales.index(min(reached)),
+        "share": min(share for share in shares if share >= wanted),
+        "all": min(scales),
+        "largest": max(scales),
+        "count": right.sum(dim=1)[scales.index(min(reached))],
+    }.get(mistake, min(reached))
+
+
 SOLUTIONS = {
     "01.2": shapes,
     "01.3": count,
@@ -252,6 +292,9 @@ SOLUTIONS = {
     "08.3": group_norm,
     "09.2": masked,
     "09.3": wins,
+    "10.1": guided,
+    "10.2": both,
+    "10.4": smallest,
     "11.1": loop,
     "11.2": picture,
     "11.3": batch,
@@ -269,6 +312,7 @@ PREDICTED = {
     "02.1": 353, "02.4": 0.068, "03.1": 1, "04.4": 4, "05.1": 48, "06.3": 1, "06.4": 231,
     "07.1": 1.609,
     "08.1": CONCATENATED, "08.5": (22, 12, SD_UNET), "09.1": LOOKS, "11.4": FAULTS, "13.3": 6,
+    "10.3": 40,
     "12.1": "autoencoder", "14.1": 1.72,
 }  # fmt: skip
 WORDS = "it would be different every time and so nobody could ever compute it back again"
@@ -284,6 +328,7 @@ OPEN = {
     "08.4": WORDS,
     "09.4": MOVED,
     "09.5": WORDS,
+    "10.5": WORDS,
     "11.5": WORDS,
     "13.5": WORDS,
     "12.5": WORDS,
@@ -611,6 +656,37 @@ WRONG = {
         "nothing": dict.fromkeys(MOVED, 0.0),
         "all alike": dict.fromkeys(MOVED, 0.4),
         "pictures": {**MOVED, "mid.attention": torch.zeros(2)},
+    },
+    "10.1": {
+        name: lambda u, c, w, name=name: guided(u, c, w, name)
+        for name in (
+            "paper",
+            "swapped",
+            "no start",
+            "sign",
+            "no w",
+            "sum",
+            "longer",
+            "mean",
+            "once",
+            "fixed",
+        )
+    },
+    "10.2": {
+        "two calls": lambda unet, x, t, c, u: (unet(x, t, u), unet(x, t, c)),
+        "one text": lambda unet, x, t, c, u: unet(torch.cat([x, x]), t, c).chunk(2),
+        **{
+            name: lambda *a, name=name: both(*a, mistake=name)
+            for name in ("swapped", "interleaved", "whole", "with", "without")
+        },
+    },
+    "10.3": {"everywhere": 60, "calls": 30, "guided": 20, "turned": 50, "ten": 10, "far": 900},
+    "10.4": {
+        "first": lambda *a: smallest(*a, mistake="first"),
+        **{
+            name: lambda *a, name=name: smallest(*a, mistake=name)
+            for name in ("best", "more", "row", "share", "all", "largest", "count")
+        },
     },
     "11.1": {
         "no guidance": lambda *a: loop(*a, mistake="free"),

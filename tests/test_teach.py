@@ -13,7 +13,7 @@ from minisd import DDIMScheduler
 from minisd.teach import check, setup, show_source, train_or_load
 from minisd.teach.checks import exercises, find
 
-CHAPTERS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14)
+CHAPTERS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
 ALL = {key: one for chapter in CHAPTERS for key, one in exercises(chapter).items()}
 
 

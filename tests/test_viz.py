@@ -382,3 +382,11 @@ def test_examples_with_texts_have_a_row_each_and_as_many_of_everything():
         viz.text_examples(*rows[:3], ["a boat"], {"the noise": x}, alt=ALT)
     with pytest.raises(ValueError, match="1 the noise were given"):
         viz.text_examples(*rows, {"the noise": x[:1]}, alt=ALT)
+
+
+def test_a_cloud_can_lie_over_the_data():
+    cloud, data = draw(1, 30, 2), draw(2, 30, 2)
+    plain, over = (viz.clouds({"a": cloud}, x, alt=ALT, limit=3) for x in (None, data))
+    assert plain.png != over.png
+    with pytest.raises(ValueError, match=r"'data' has shape \(30, 3\)"):
+        viz.clouds({"a": cloud}, draw(1, 30, 3), alt=ALT)

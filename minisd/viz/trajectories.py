@@ -41,16 +41,24 @@ def trajectories(
 
 
 def clouds(
-    points: Mapping[str, Any], *, alt: str, limit: float | None = None, caption: str = ""
+    points: Mapping[str, Any],
+    data: Any | None = None,
+    *,
+    alt: str,
+    limit: float | None = None,
+    caption: str = "",
 ) -> Figure:
-    """A panel for each cloud of points, name -> (n, 2), all on one scale."""
+    """A panel for each cloud of points, name -> (n, 2), all on one scale, over the data (n, 2)."""
     planes = {name: _planar(name, cloud, 2) for name, cloud in points.items()}
+    behind = None if data is None else _planar("data", data, 2)
     limit = limit or 1.05 * max(np.abs(cloud).max() for cloud in planes.values())
     side = min(300, (900 - 20) // len(planes) - 34)
     with sheet(20 + len(planes) * (side + 34), side + 66, alt, caption) as page:
         for i, (name, cloud) in enumerate(planes.items()):
             axes = _plane(page, 40 + i * (side + 34), 30, side, limit)
             axes.set_title(name, fontsize=10)
+            if behind is not None:
+                axes.plot(*behind.T, ".", color="#b5b5b5", markersize=3)
             axes.plot(*cloud.T, ".", color=CATEGORIES[0], markersize=2.5, alpha=0.6)
         return page.finish()
 
