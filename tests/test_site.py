@@ -196,6 +196,14 @@ def test_a_prime_is_raised_once_and_a_full_stop_stays_beside_its_formula():
     assert html.count("</math> and ") == 1
 
 
+def test_an_option_is_not_divided_at_its_hyphens():
+    html = page.markdown("`python -m minisd --words`, `a - b`, `<x-y>`", str)
+    assert '<span class="whole">--words</span>' in html
+    assert '<span class="whole">&lt;x-y&gt;</span>' in html
+    assert html.count("</span>") == html.count("<span") == 4
+    assert "<code>a <span" in html
+
+
 def test_what_was_printed_in_one_go_is_shown_as_one():
     outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"{i}\n") for i in range(3)]
     (one,) = page.joined(outputs)

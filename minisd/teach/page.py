@@ -66,10 +66,18 @@ class Renderer(IPythonRenderer):
         picture = super().image(text, target or "", title)
         return f'<span class="figure">{picture}</span>' if target is not None else text
 
+    def codespan(self, text: str) -> str:
+        """No line ends at the hyphens of an option, where a reader would not see what it is."""
+        words = html.escape(text, quote=False).split(" ")
+        whole = [f'<span class="whole">{word}</span>' if "-" in word and len(word) < 32 else word
+                 for word in words]  # fmt: skip
+        return f"<code>{' '.join(whole)}</code>"
+
     def table(self, text: str) -> str:
         """In a box that scrolls; a head of empty cells is left out."""
-        text = re.sub(r"<thead>\s*<tr>\s*(<th[^>]*></th>\s*)+</tr>\s*</thead>", "", text)
-        return f'<div class="table"><table>{text}</table></div>\n'
+        body = re.sub(r"<thead>\s*<tr>\s*(<th[^>]*></th>\s*)+</tr>\s*</thead>", "", text)
+        kind = "table" if body == text else "table facts"
+        return f'<div class="{kind}"><table>{body}</table></div>\n'
 
     def inline_math(self, body: str) -> str:
         return formula(body, block=False)
