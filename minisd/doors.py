@@ -264,8 +264,9 @@ class Doors:
 
         "replay" (for the CPU) writes the UNet's operations down, in seconds; see minisd.replay.
         "inductor" is torch.compile for the UNet and the decoder, minutes with a C++ compiler on the
-        CPU; on CUDA it makes CUDA graphs. "auto" takes what suits the device. Raises ValueError for
-        another method, and with enable_model_cpu_offload.
+        CPU; on CUDA it makes CUDA graphs, and the networks' memory_format becomes channels_last.
+        "auto" takes what suits the device. Raises ValueError for another method, and with
+        enable_model_cpu_offload.
         """
         if method == "auto":
             method = "inductor" if self.device.type == "cuda" else "replay"
@@ -277,7 +278,9 @@ class Doors:
         if method == "replay":
             self.unet._compiled_call_impl = replay.Replay(self.unet)
         else:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            on_gpu = self.device.type == "cuda"
+            self.to(memory_format=torch.channels_last if on_gpu else None)
+            mode = "reduce-overhead" if on_gpu else None
             self.unet._compiled_call_impl = replay.Inductor(self.unet, mode)
             self.vae.decoder._compiled_call_impl = replay.Inductor(self.vae.decoder, mode)
 

@@ -207,6 +207,14 @@ def test_wrong_calls_are_told():
         pipe.compile()
 
 
+@torch.no_grad()
+def test_channels_last_changes_no_picture_and_no_hash():
+    plain, turned = pipeline(), pipeline().to(memory_format=torch.channels_last)
+    assert turned.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert turned.hash == plain.hash
+    close(picture(turned), picture(plain))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_torch_compile_changes_no_picture():

@@ -87,7 +87,7 @@ asked(3)
 print(asked())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000  # of 81,920 pages
+    assert int(done.stdout) < 81_920 / 4  # pages
 
 
 def test_attention_slicing_counts_a_layers_own_heads():

@@ -74,7 +74,7 @@ def main() -> None:
         [name, measure.spread(seconds), f"{sorted(seconds)[len(seconds) // 2] - torch_alone:+.2f}"]
         for name, seconds in times.items()
     ]
-    print(measure.machine(torch.device("cpu")), "\n")
+    print(measure.machine(torch.device("cpu")), "\n", flush=True)
     print(measure.table(["", "seconds", "beyond import torch"], rows))
 
 

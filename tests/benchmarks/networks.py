@@ -62,16 +62,18 @@ def prepare(name: str, way: Way, network: nn.Module, call: Call, size: tuple[int
 
 
 def once(name: str, call: Call, given: argparse.Namespace) -> dict[str, float]:
-    """In a process of its own: the peak of a second call above the weights, and its seconds."""
+    """In a process of its own: the peak of a call above the weights, and a later one's seconds."""
     label, batch, side = given.child
     device, dtype = measure.place(given)
     network = measure.random_network(name, dtype).to(device)
     way = (PLAIN | COMPILED)[label]
     work = prepare(name, way, network, call, (int(batch), int(side)))
     del network
-    work()
+    if way.compiled:
+        work()  # compiling takes memory of its own
+    peak = measure.above_weights(work, device)
     seconds = measure.in_turn({"": work}, given.repeats, given.clock, device)[""]
-    return {"seconds": min(seconds), "peak": measure.above_weights(work, device)}
+    return {"seconds": min(seconds), "peak": peak}
 
 
 def in_child(given: argparse.Namespace, label: str, size: tuple[int, int]) -> dict[str, float]:
@@ -131,7 +133,7 @@ def main(name: str, call: Call, about: str, batch: int, scaled: Sequence[tuple[i
     given = parser.parse_args()
     if given.child:
         return print(json.dumps(once(name, call, given)))
-    print(measure.machine(measure.place(given)[0]), "\n")
+    print(measure.machine(measure.place(given)[0]), "\n", flush=True)
     if given.scale:
         return print(scale(scaled, given))
     print(compare(name, call, (given.batch, given.side), given))
