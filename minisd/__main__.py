@@ -58,6 +58,7 @@ def open_model(args: Namespace) -> "StableDiffusionPipeline":
     from minisd.pipeline import StableDiffusionPipeline
     from minisd.schedulers import by_name
 
+    memory.reuse_memory()
     device = memory.pick_device(args.device or "auto")
     dtype = memory.pick_dtype(args.dtype, device)
     if args.tokenizer is None:

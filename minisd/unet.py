@@ -60,9 +60,10 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, record: Record = None) -> Tensor:
         """x: (b, n, d), context: (b, m, context_width). Returns (b, n, d)."""
-        x = x + self.self_attn(self.norm1(x), record=record)
-        x = x + self.cross_attn(self.norm2(x), context, record)
-        return x + self.ff(self.norm3(x))
+        # A sum lies in memory as its first part does: x, a turned map, would slow the norms down.
+        x = self.self_attn(self.norm1(x), record=record) + x
+        x = self.cross_attn(self.norm2(x), context, record) + x
+        return self.ff(self.norm3(x)) + x
 
 
 class SpatialTransformer(nn.Module):

@@ -15,7 +15,7 @@ LEVELS = (  # lowest first; a name stands for all its submodules that have no li
      "minisd.picturebook",
      "weights_convert.folders", "weights_convert.safe_pickle"),
     ("minisd.schedulers", "minisd.text_encoder", "minisd.unet", "minisd.autoencoder",
-     "minisd.memory", "minisd.targets",
+     "minisd.memory", "minisd.replay", "minisd.targets",
      "minisd.lora", "minisd.prompts", "minisd.textual_inversion", "weights_convert.names"),
     ("minisd.checkpoint", "weights_convert.diffusers_config"),
     ("weights_convert.tokenizer_source", "weights_convert.tensors"),

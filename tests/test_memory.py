@@ -1,6 +1,8 @@
 """The switches against too little memory: each gives the plain path's picture, and its figure."""
 
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,6 +69,25 @@ def test_slices_of_any_number_of_heads_are_the_formula(size, monkeypatch):
     monkeypatch.setattr("minisd.attention.attend_plain", spy)
     torch.testing.assert_close(attend_sliced(q, k, v, False, size), expected)
     assert widths == 2 * [(1, min(size, 4 - head)) for head in range(0, 4, size)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a switch of glibc")
+def test_reused_memory_is_not_asked_for_again():
+    """In a process of its own, as the switch is for the whole of one."""
+    code = """
+import resource, sys, torch
+from minisd import memory
+def asked(n=20):  # for pages, for blocks of 8 MB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(n):
+        torch.zeros(2**21), torch.ones(2**21)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+assert memory.reuse_memory()
+asked(3)
+print(asked())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 81_920 / 4  # pages
 
 
 def test_attention_slicing_counts_a_layers_own_heads():

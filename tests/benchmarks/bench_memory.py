@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from measure import deviation, random_network
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minisd import memory
-from minisd.checkpoint import NETWORKS, build
+from minisd.checkpoint import NETWORKS
 from minisd.config import SD15
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -113,20 +114,6 @@ CASES = {
 }
 
 
-def random_network(name: str, dtype: torch.dtype) -> torch.nn.Module:
-    """Weights of variance 1 / fan-in, norms around 1; one block of noise repeated, to be quick."""
-    network = build(NETWORKS[name][0], getattr(SD15, name)).to(dtype).to_empty(device="cpu")
-    noise = torch.randn(2**16 + 1, generator=torch.Generator().manual_seed(0))
-    for path, value in network.named_parameters():
-        spread = 0.1 if value.ndim == 1 else value[0].numel() ** -0.5
-        block = (spread * noise + float("norm" in path and path.endswith("weight"))).to(dtype)
-        flat, n = value.data.view(-1), len(noise)
-        whole = flat[: len(flat) // n * n]
-        whole.view(-1, n).copy_(block.expand(len(whole) // n, n))
-        flat[len(whole) :] = block[: len(flat) - len(whole)]
-    return network.requires_grad_(False).eval()
-
-
 def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents or pictures (b, c, h, w), and a text (b, 77, 768) for the UNet."""
     dtype, generator = getattr(torch, case.dtype), torch.Generator().manual_seed(1)
@@ -168,11 +155,6 @@ def work_once(case: Case, switch: str, out: Path) -> dict[str, float]:
     seconds = time.process_time() - begin
     torch.save(result.float()[..., ::4, ::4].clone(), out)
     return {"peak": peak.above, "seconds": seconds}
-
-
-def deviation(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Root of the mean squared difference over the spread."""
-    return ((a - b).square().mean().sqrt() / b.std()).item()
 
 
 def rows(name: str, case: Case, folder: Path, runs: bool) -> list[str]:

@@ -1,0 +1,219 @@
+"""The UNet's operations, written down once and then repeated without the modules around them.
+
+They are sorted by what they depend on: the weights alone, the text, the timestep, or the picture.
+So the keys and values of a text are worked out once for a run, what comes of a timestep once, and
+only the rest at every step. The numbers are the plain path's, up to rounding.
+"""
+
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from minisd.attention import Attention
+
+PACKED_BELOW = 2**28  # bytes of weights; of larger ones a second copy costs more than it gives
+INPUTS = ("picture", "time", "text")
+Results = dict[fx.Node, Any]
+
+
+def dependencies(graph: fx.Graph) -> dict[fx.Node, set[str]]:
+    """Which of INPUTS each operation needs, directly or not; none: the weights alone."""
+    found: dict[fx.Node, set[str]] = {}
+    for node in graph.nodes:
+        own = {node.name} & set(INPUTS)
+        found[node] = own.union(*(found[one] for one in node.all_input_nodes))
+    return found
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down, while it is on, every operation that PyTorch is given, and its operands.
+
+    A tensor that is neither an input nor a result is a weight: it keeps its value.
+    """
+
+    def __init__(self, *inputs: Tensor):
+        super().__init__()
+        self.graph = fx.Graph()
+        self.inputs = [self.graph.placeholder(name) for name in INPUTS]
+        self.nodes = {id(x): node for x, node in zip(inputs, self.inputs)}
+        self.weights: Results = {}
+        self.alive: list[Any] = []  # so that no other tensor gets the id of a dead one
+
+    def node_of(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if id(x) not in self.nodes:
+            self.nodes[id(x)] = node = self.graph.placeholder("weight")
+            self.weights[node] = x
+        return self.nodes[id(x)]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.is_mutable:
+            raise ValueError(f"{function} changes its operand, which cannot be repeated")
+        operands = tree_map(self.node_of, (args, kwargs or {}))
+        results = function(*args, **(kwargs or {}))
+        node = self.graph.call_function(function, *operands)
+        several = isinstance(results, tuple | list)
+        for i, result in enumerate(results if several else [results]):
+            self.alive.append(result)
+            one = self.graph.call_function(getitem, (node, i)) if several else node
+            self.nodes[id(result)] = one
+        return results
+
+
+class Part:
+    """Some nodes of a graph as a function: of what they read outside, to what is read of them."""
+
+    def __init__(self, chosen: list[fx.Node], wanted: fx.Node):
+        self.reads: list[fx.Node] = []
+        alone, copies = fx.Graph(), {}
+
+        def copy_of(node: fx.Node) -> fx.Node:
+            if node not in copies:
+                copies[node] = alone.placeholder(node.name)
+                self.reads.append(node)
+            return copies[node]
+
+        for node in chosen:
+            copies[node] = alone.node_copy(node, copy_of)
+        inside = set(chosen)
+        self.gives = [n for n in chosen if n is wanted or not inside.issuperset(n.users)]
+        alone.output(tuple(copies[node] for node in self.gives))
+        self.work = fx.GraphModule(nn.Module(), alone).forward
+
+    def __call__(self, known: Results) -> Results:
+        return dict(zip(self.gives, self.work(*(known[node] for node in self.reads))))
+
+
+def pack(weight: Tensor, padding: list[int], stride: list[int]) -> Tensor:
+    """A convolution's weights in oneDNN's own order, into which each call would bring them anew."""
+    order = torch._C._nn.mkldnn_reorder_conv2d_weight
+    return order(weight.detach().to_mkldnn(), padding, stride, [1, 1], 1, None)
+
+
+def pack_convolutions(graph: fx.Graph) -> None:
+    """Let every convolution read packed weights."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
+        x, weight, bias, stride, padding, *_ = node.args
+        with graph.inserting_before(node):
+            packed = graph.call_function(pack, (weight, padding, stride))
+            node.replace_all_uses_with(
+                graph.call_function(
+                    torch.ops.mkldnn._convolution_pointwise.default,
+                    (x, packed, bias, padding, stride, [1, 1], 1, "none", [], ""),
+                )
+            )
+        graph.erase_node(node)
+
+
+def packs(network: nn.Module) -> bool:
+    """Whether packed weights are to be had, and small enough to be held twice."""
+    weights = list(network.parameters())
+    plain = {(p.dtype, p.device.type) for p in weights} == {(torch.float32, "cpu")}
+    there = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+    size = sum(p.numel() * p.element_size() for p in weights)
+    return plain and there and torch.backends.mkldnn.is_available() and size < PACKED_BELOW
+
+
+class Recording:
+    """The operations of one call, in parts, and the results of those that hold for longer."""
+
+    def __init__(self, network: nn.Module, x_t: Tensor, t: Tensor, context: Tensor):
+        self.packed = packs(network)
+        x_t, context = self.arranged(x_t), context.contiguous()
+        with Recorder(x_t, t, context) as recorder:
+            self.output = recorder.node_of(network._call_impl(x_t, t, context))
+        graph, self.inputs = recorder.graph, recorder.inputs
+        graph.output(self.output)
+        if self.packed:
+            pack_convolutions(graph)
+            self.output = graph.output_node().args[0]
+        graph.eliminate_dead_code()
+        parts: dict[str, list[fx.Node]] = {"weights": [], "time": [], "text": [], "picture": []}
+        for node, needs in dependencies(graph).items():
+            if node.op == "call_function":
+                parts[(needs or {"weights"}).pop() if len(needs) < 2 else "picture"].append(node)
+        self.parts = {kind: Part(nodes, self.output) for kind, nodes in parts.items()}
+        self.fixed = recorder.weights | self.parts["weights"](recorder.weights)
+        self.text: Tensor | None = None
+        self.of_text: Results = {}
+        self.of_time: dict[float, Results] = {}
+
+    def arranged(self, x_t: Tensor) -> Tensor:
+        """Channels last where convolutions are packed: all that follows is quicker so."""
+        layout = torch.channels_last if self.packed else torch.contiguous_format
+        return x_t.contiguous(memory_format=layout)
+
+    def __call__(self, x_t: Tensor, t: float, context: Tensor) -> Tensor:
+        inputs = self.arranged(x_t), torch.tensor(t), context.contiguous()
+        known = self.fixed | dict(zip(self.inputs, inputs))
+        if self.text is None or not torch.equal(self.text, context):
+            self.text = context.clone()  # the caller may change his
+            self.of_text = self.parts["text"](known)
+        if t not in self.of_time:
+            self.of_time[t] = self.parts["time"](known)
+        known |= self.of_text | self.of_time[t]
+        return self.parts["picture"](known)[self.output].contiguous()
+
+
+class Replay:
+    """Stands in for a UNet's call. What no recording can know of goes the plain way: a record,
+    gradients, hooks such as LoRA's, sliced attention, a GPU, a timestep for each picture.
+
+    Changed weights, switches or sizes are noticed, and recorded anew.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network, self.modules = network, tuple(network.modules())
+        self.attentions = [m for m in self.modules if isinstance(m, Attention)]
+        self.state: Any = None
+        self.recordings: dict[Any, Recording] = {}
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor | float, context: Tensor, record: dict[str, Any] | None = None
+    ) -> Tensor:
+        """See UNet.forward."""
+        single = not isinstance(t, Tensor) or t.ndim == 0
+        if record is not None or not single or not self.possible(x_t):
+            return self.network._call_impl(x_t, t, context, record)
+        if (state := self.current_state()) != self.state:
+            self.state, self.recordings = state, {}
+        kind = tuple((x.shape, x.dtype) for x in (x_t, context))
+        if kind not in self.recordings:
+            self.recordings[kind] = Recording(self.network, x_t, torch.tensor(float(t)), context)
+        return self.recordings[kind](x_t, float(t), context)
+
+    def possible(self, x_t: Tensor) -> bool:
+        modes = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+        sliced = any(layer.method == "sliced" for layer in self.attentions)  # writes in place
+        return x_t.device.type == "cpu" and not (modes or hooked or sliced)
+
+    def current_state(self) -> tuple[Any, ...]:
+        """Where the weights are and how often they were changed; how attention is worked out."""
+        weights = [p for m in self.modules for p in m._parameters.values() if p is not None]
+        methods = [layer.method for layer in self.attentions]
+        return [(p.data_ptr(), p._version) for p in weights], methods
+
+
+class Inductor:
+    """Stands in for a network's call: torch.compile's, but for a record and for gradients."""
+
+    def __init__(self, network: nn.Module, mode: str | None):
+        self.network = network
+        self.work = torch.compile(network._call_impl, mode=mode)
+
+    def __call__(self, x: Tensor, *more: Any, record: dict[str, Any] | None = None) -> Tensor:
+        """x: (b, c, h, w); more: what the network's forward takes after it."""
+        recorded = record is not None or any(isinstance(one, dict) for one in more)
+        if recorded or torch.is_grad_enabled():
+            named = {} if record is None else {"record": record}
+            return self.network._call_impl(x, *more, **named)
+        # For a number, such as the timestep, torch.compile would compile every one anew.
+        tensors = [torch.as_tensor(one, device=x.device) for one in more if one is not None]
+        tensors = [one.float() if one.ndim == 0 else one for one in tensors]
+        return self.work(x, *tensors).clone()  # a CUDA graph writes over its last result
