@@ -240,11 +240,16 @@ def write_text_encoder(config: TextEncoderConfig, ids: tuple[int, int, int]) -> 
 
 
 def write_scheduler(scheduler: NoiseSchedule) -> dict[str, Any]:
-    """scheduler_config.json with every key that its class in diffusers knows, and no other."""
+    """scheduler_config.json with every key that its class in diffusers knows, and clip_sample.
+
+    Stable Diffusion's own file has that too, for a class that does not know it: whoever goes on to
+    DDIM would clip latents otherwise, which is that class's default there and here.
+    """
     name = type(scheduler).__name__
     return {
         "_class_name": name,
         "_diffusers_version": VERSION,
+        "clip_sample": scheduler.config.clip_sample,
         **{key: getattr(scheduler.config, key) for key in SCHEDULE_KEYS + SCHEDULER_KEYS[name]},
         "timestep_spacing": scheduler.config.timestep_spacing or scheduler.default_spacing,
     }

@@ -179,13 +179,16 @@ def test_an_exported_folder_opens_again_as_the_same_model(pipelines, exported):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of the reference
 @pytest.mark.parametrize("kind", sorted({kind.__name__ for kind in SCHEDULERS.values()}))
-def test_an_exported_scheduler_has_just_the_keys_that_its_class_knows(kind):
+def test_an_exported_scheduler_has_the_keys_that_its_class_knows_and_clips_as_before(kind):
     kinds = {kind.__name__: kind for kind in SCHEDULERS.values()}
     ours = kinds[kind](ScheduleConfig(beta_end=0.013))
     written = write_scheduler(ours)
     theirs = getattr(models.diffusers, kind)
     known = set(inspect.signature(theirs.__init__).parameters)
-    assert {key for key in written if not key.startswith("_")} <= known
-    assert theirs.from_config(written).config.beta_end == 0.013
+    assert {key for key in written if not key.startswith("_")} <= known | {"clip_sample"}
+    read = theirs.from_config(written)
+    assert read.config.beta_end == 0.013
+    assert models.diffusers.DDIMScheduler.from_config(read.config).config.clip_sample is False
     again = kinds[kind].from_config(written)
     assert again.plan(10) == ours.plan(10)
+    assert again.config.clip_sample is False
