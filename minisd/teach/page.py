@@ -204,8 +204,8 @@ def framed(body: str, title: str, ways: list[tuple[str, str, str]], **more: str)
     """
     if found := LOADED.search(body):
         raise ValueError(f"it would load something from elsewhere: {found[0]}")
-    headings = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body, re.S)
-    plain = [(i, html.unescape(re.sub(r"<[^>]+>", "", text))) for i, text in headings]
+    headings = re.findall(r'<h([12]) id="([^"]+)">(.*?)</h\1>', body, re.S)
+    plain = [(i, html.unescape(re.sub(r"<[^>]+>", "", text))) for _, i, text in headings[1:]]
     return FRAME.render(body=Safe(body), title=title, ways=ways, headings=plain, **more)
 
 
