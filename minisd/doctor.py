@@ -16,6 +16,7 @@ LEAST_MEMORY = 2.0  # GiB; the chapters stay under it with the shipped model
 OPTIONAL = {
     "jupyter": "opens the notebooks: pip install jupyter",
     "nbconvert": "turns notebooks into pages; comes with jupyter",
+    "math_core": 'writes the formulas of those pages: pip install "math-core>=0.9,<0.10"',
     "pytest": "runs the tests: pip install pytest",
     "huggingface_hub": "fetches official weights by their hub id",
 }
