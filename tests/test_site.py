@@ -95,9 +95,7 @@ def made(course, *more):
     return folder
 
 
-class Reader(HTMLParser):
-    """Every tag of a page with its attributes."""
-
+class Reader(HTMLParser):  # every tag of a page with its attributes
     def __init__(self, path):
         super().__init__()
         self.tags = []
@@ -164,8 +162,7 @@ def test_formulas_are_mathml(course):
     assert html.count("<math") == 3
     assert '<math display="block"><menclose' in html
     assert "\N{MATHEMATICAL DOUBLE-STRUCK CAPITAL E}" in html
-    assert "$" not in html
-    assert "\\frac" not in html
+    assert not re.search(r"[$]|\\frac", html)
 
 
 def test_pictures_are_files_with_their_alt_text_and_size(course):
@@ -186,14 +183,10 @@ def test_code_outputs_and_ids_of_cells_are_there(course):
 
 def test_a_prime_is_raised_once_and_a_full_stop_stays_beside_its_formula():
     html = page.markdown("At ($x_{t'}$), $\\bar\\alpha'$ and $x'_\\text{model}$. ($t$ is", str)
-    assert "<msup>" not in html
-    assert "<msubsup>" not in html
+    assert "sup>" not in html
     assert html.count("\N{PRIME}") == 3
-    assert re.findall(r'<span class="whole">(.*?)<math>.*?</math>(.*?)</span>', html) == [
-        ("(", "),"),
-        ("", "."),
-        ("(", ""),
-    ]
+    whole = re.findall(r'<span class="whole">(.*?)<math>.*?</math>(.*?)</span>', html)
+    assert whole == [("(", "),"), ("", "."), ("(", "")]
     assert html.count("</math> and ") == 1
 
 
@@ -216,9 +209,8 @@ def test_what_was_printed_in_one_go_is_shown_as_one():
 def test_a_table_without_a_head_has_none_and_a_long_page_has_a_list_of_headings(course):
     folder = made(course)
     one, contents = Reader(folder / "01_one.html"), Reader(folder / "index.html")
-    assert one.all("table") and not one.all("thead")  # noqa: PT018
+    assert (len(one.all("table")), one.all("thead"), one.all("details")) == (1, [], [])
     assert contents.all("details")
-    assert not one.all("details")
 
 
 def test_a_file_that_a_chapter_links_to_is_a_page_with_its_lines(course):
