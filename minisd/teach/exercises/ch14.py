@@ -219,6 +219,6 @@ EXERCISES = {
         sentences(),
         "to compare: first what changes no picture (the fused kernel, one batch, perhaps the "
         "layout or the compiler), then half precision where the device is fast at it and the "
-        "difference is below what you see; fewer steps last, for they draw another picture",
+        "difference is below what you see; fewer steps last, for they change the picture most",
     ),
 }  # fmt: skip
