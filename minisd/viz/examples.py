@@ -8,8 +8,8 @@ from torch import Tensor
 
 from minisd.viz.figure import QUIET, SIGNED, WIDTH, Figure, Sheet, numbers, sheet, wrap
 
-STEP, BAR = 66, 58  # pixels: the column of the amounts, and for the scale
-GAP, TOP, FOOT = 14, 30, 30  # pixels: between columns, above all rows, below each
+STEP, BAR = 70, 58  # pixels: the column of the amounts, and for the scale
+GAP, TOP, FOOT = 14, 44, 30  # pixels: between columns, above all rows, below each
 
 
 def text_examples(
@@ -39,14 +39,14 @@ def text_examples(
     side = min(size, room / (len(columns) + 1))  # the text is twice as wide
     width = STEP + side * (len(columns) + 1) + GAP * len(columns) + BAR
     with sheet(width, TOP + b * (side + FOOT), alt, caption) as page:
-        page.text(STEP / 2, TOP - 10, "amount t", ha="center")
+        page.text(STEP / 2, TOP - 8, "amount t", ha="center")
         for i, t in enumerate(timesteps):
             page.text(STEP / 2, TOP + i * (side + FOOT) + side / 2, f"{t:g}", ha="center")
         x = STEP
         for name, values in columns.items():
             said = captions if name == "text" else ()
             wide = (1 + bool(said)) * side
-            page.text(x + wide / 2, TOP - 10, name, ha="center")
+            page.text(x + wide / 2, TOP - 8, wrap(name, wide), ha="center")
             mapped = _column(page, values, said, (x, wide, side), limit)
             x += wide + GAP
         page.color_bar(mapped, x, TOP, side)
