@@ -182,7 +182,7 @@ def wilson(right: Tensor) -> tuple[float, float]:
     share, extra = right.float().mean().item(), z**2 / n
     middle = (share + extra / 2) / (1 + extra)
     half = z / (1 + extra) * (share * (1 - share) / n + extra / (4 * n)) ** 0.5
-    return middle - half, middle + half
+    return min(share, middle - half), max(share, middle + half)  # the ends may round past it
 
 
 def bootstrap(values: Tensor, draws: int = 2000) -> tuple[float, float]:
