@@ -126,12 +126,15 @@ def test_the_sweep_has_a_row_for_each_scale_and_for_each_part(pipe, monkeypatch)
     assert "distances" not in rows[2]
 
 
-def test_the_shipped_sweep_is_of_the_shipped_settings():
-    for path in RESULTS.glob("10_scales_*.pt"):
-        rows = torch.load(path, weights_only=True)
-        whole = [row for row in rows if row["part"] == "all"]
-        assert {(r["kind"], r["scale"]) for r in whole} == {
-            (kind, scale) for kind in guidance.KINDS for scale in guidance.SCALES
-        }
-        assert all(len(row["marks"]) == guidance.PROMPTS for row in whole)
-        assert all(len(row["distances"]) == guidance.ALIKE for row in whole)
+def test_the_shipped_sweep_is_of_the_shipped_settings_and_guidance_helps():
+    (path,) = RESULTS.glob("10_scales_*.pt")
+    assert path.stat().st_size < 400_000
+    whole = [r for r in torch.load(path, weights_only=True) if r["part"] == "all"]
+    assert [(r["kind"], r["scale"]) for r in whole] == [
+        (kind, scale) for kind in guidance.KINDS for scale in guidance.SCALES
+    ]
+    assert all(r["marks"].shape == (guidance.PROMPTS, 4) for r in whole)
+    assert all(len(r["distances"]) == guidance.ALIKE for r in whole)
+    right = {w: [r["marks"][:, 3] for r in whole if r["scale"] == w] for w in (0, 1, 4)}
+    none, plain, guided = (torch.cat(marks).float().mean() for marks in right.values())
+    assert none < plain < guided
