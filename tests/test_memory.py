@@ -155,7 +155,7 @@ def moves(monkeypatch):
     move = torch.nn.Module.to
     names = {network: name for name, network in pipe.networks.items()}
 
-    def spy(network, device):
+    def spy(network, device, memory_format=None):
         moved = torch.device(device) != here.get(network, torch.device("cpu"))
         here[network] = torch.device(device)
         if moved:
