@@ -41,9 +41,9 @@ def theirs(label: str, device: torch.device, dtype: torch.dtype):
     with tempfile.TemporaryDirectory() as folder:
         weights_convert.save(ours("", device, dtype), Path(folder) / "model", "diffusers")
         kind = diffusers.StableDiffusionPipeline
-        pipe = kind.from_pretrained(
-            Path(folder) / "model", torch_dtype=dtype, safety_checker=None
-        ).to(device)
+        pipe = kind.from_pretrained(Path(folder) / "model", dtype=dtype, safety_checker=None).to(
+            device
+        )
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     if label != "diffusers":
         pipe.unet.to(memory_format=torch.channels_last)
