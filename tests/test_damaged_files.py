@@ -201,3 +201,15 @@ def test_a_tensor_that_claims_more_than_is_stored_is_refused(state, tmp_path):
 def test_an_empty_safetensors_is_refused(tmp_path):
     save_file({}, tmp_path / "model.safetensors")
     refused(tmp_path / "model.safetensors", "no Stable Diffusion")
+
+
+def test_a_safetensors_is_known_whatever_the_length_of_its_header(tmp_path):
+    """The length comes first; its lowest byte may be 0x80, with which a pickle begins."""
+    path, lowest = tmp_path / "model.safetensors", set()
+    for n in range(0, 256, 4):
+        save_file({"a": OTHER}, path, {"note": "x" * n})
+        lowest.add(path.read_bytes()[0])
+        state, metadata = read_weights(path)
+        assert torch.equal(state["a"], OTHER)
+        assert metadata == {"note": "x" * n}
+    assert 0x80 in lowest

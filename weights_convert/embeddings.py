@@ -14,7 +14,7 @@ from torch import Tensor
 from minisd.checkpoint import replacing
 from weights_convert import hub
 from weights_convert.safe_pickle import load_pickle
-from weights_convert.tensors import PICKLES, first_bytes, read_weights
+from weights_convert.tensors import first_bytes, is_pickle, read_weights
 
 WEIGHT_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # as diffusers calls them
 SUFFIXES = (".safetensors", ".bin", ".pt")
@@ -67,7 +67,7 @@ def read_file(path: Path) -> Any:
     """What a file holds. Raises ValueError if there is none, or it is damaged."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give an embedding's file or folder")
-    if first_bytes(path).startswith(PICKLES):
+    if is_pickle(first_bytes(path)):
         return load_pickle(path)
     return read_weights(path)[0]
 

@@ -23,7 +23,7 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     path = Path(path)
     head = first_bytes(path)
-    if head.startswith(PICKLES):
+    if is_pickle(head):
         if head.startswith(PICKLES[0]) and not zipfile.is_zipfile(path):
             raise ValueError(f"{path} is cut short: its table of contents is missing; {AGAIN}")
         return tensors_in(load_pickle(path), path), {}
@@ -66,6 +66,16 @@ def first_bytes(path: Path) -> bytes:
     if head.isascii() and all(c.isprintable() or c.isspace() for c in text):
         raise ValueError(f"{path} is text, not weights: {text[:80]!r}; {AGAIN}")
     return head
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether a file that begins so is a pickle, bare or in an archive.
+
+    A .safetensors begins with the length of its header, whose lowest byte may be a pickle's first;
+    but then comes the header, in JSON, and no pickle is so short as a length.
+    """
+    header = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32
+    return head.startswith(PICKLES) and not header
 
 
 def stated_size(path: Path) -> int | None:
