@@ -19,6 +19,7 @@ FOLDER = ROOT / "notebooks"
 CHAPTERS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 NOTEBOOKS = [*CHAPTERS, *SOLUTIONS]
+SLOW_CHAPTERS = [pytest.param(path, marks=pytest.mark.slow) for path in CHAPTERS]  # in .ci/run
 FIGURES = tomllib.loads((FOLDER / "figure_map.toml").read_text(encoding="utf8"))["figure"]
 README = (FOLDER / "README.md").read_text(encoding="utf8")
 ARTICLE = "https://jalammar.github.io/illustrated-stable-diffusion/"
@@ -200,7 +201,7 @@ def test_the_hook_refuses_what_would_leave_the_machine_and_nothing_else(offline,
     assert ("would leave this machine" in done.stderr) == refused
 
 
-@each_notebook
+@pytest.mark.parametrize("path", [*SLOW_CHAPTERS, *SOLUTIONS], ids=name)
 def test_it_runs_afresh_offline_in_fast_mode_and_in_its_time(path, offline):
     notebook = read(path)
     tags = {cell.id: cell.metadata.get("tags", []) for cell in code_cells(notebook)}
