@@ -216,10 +216,9 @@ def main() -> None:
     print(shown)
     if given.keep:
         note = (
-            f"PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s), a machine shared "
-            "with other programs: the times are processor time over the first line's, once. The "
-            "last column is the root mean squared difference from the first line's result over "
-            "its spread."
+            f"PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s). The times are "
+            "processor time over the first line's, once. The last column is the root mean squared "
+            "difference from the first line's result over its spread."
         )
         keep(f"## {datetime.date.today()}: {TITLE}\n\n{note}\n\n{shown}\n")
 
