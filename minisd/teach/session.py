@@ -5,6 +5,7 @@ On a machine without minisd, such as a fresh Colab session, this cell goes befor
     import importlib.util
     if importlib.util.find_spec("minisd") is None:
         !git clone --depth 1 REPOSITORY minisd-course && pip install -q ./minisd-course
+        %cd minisd-course/notebooks
 
 It does nothing where minisd is installed, and leaves the PyTorch that is there as it is.
 """
