@@ -144,7 +144,10 @@ def train(
         objective = DistributedDataParallel(objective)  # from here on all have the same weights
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,  # all weights in one go: an eighth of a step of the picture-book UNet
     )
     start = resume(folder / "state.pt", model, average, optimizer, device)
     loader = DataLoader(

@@ -19,7 +19,7 @@ from minisd import images
 from minisd.autoencoder import Autoencoder
 from minisd.checkpoint import load_network, replacing, save_network
 from minisd.config import PICTUREBOOK
-from minisd.memory import DTYPES, pick_device
+from minisd.memory import DTYPES, choose_attention, pick_device
 from minisd.picturebook import data, world
 from minisd.picturebook.clip import CLIP, SIZE, contrastive_loss, gathered
 from minisd.picturebook.data import Crops, Latents, Pairs, Rendered, cache_latents, to_range
@@ -90,10 +90,10 @@ def tokenizer(recipe: Recipe) -> None:
 def vae(recipe: Recipe) -> None:
     """Train the autoencoder: first on crops, then on whole pictures."""
     torch.manual_seed(recipe.seed)
-    plan = recipe.plan(9000, 8, 5e-4, decay_fraction=0.6)
+    plan = recipe.plan(9000, 8, 5e-4, decay_fraction=1.0)
     folder, where = recipe.out / "vae", recipe.where()
     look = look_at_unseen(lambda average, x: average(x), folder, where["device"])
-    batches = Crops(plan.batch_size, plan.steps // 2, recipe.seed)
+    batches = Crops(plan.batch_size, plan.steps * 9 // 10, recipe.seed)
     network = Autoencoder(PICTUREBOOK.vae)
     network = train(network, reconstruction_loss, batches, plan, folder, on_save=look, **where)
     seen = Pairs(256, world.IMAGE_SIZE, recipe.seed)[0][0]
@@ -233,26 +233,38 @@ def unet(recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     where = recipe.where()
     pipe = assemble(recipe, UNet(PICTUREBOOK.unet), where["device"])
-    plan = recipe.plan(16_000, 32, 1e-3, decay_fraction=0.5)
+    if where["device"].type == "cpu":  # the way back through the fused kernel is five times slower
+        choose_attention([pipe.unet], "plain")
+    plan = recipe.plan(16_000, 32, 1e-3, decay_fraction=0.75)
     factor = pipe.vae.config.scaling_factor
     folder = recipe.out / "unet"
+    batches = Latents(recipe.out / "latents", plan.batch_size, recipe.seed)
+    row = {caption: i for i, caption in enumerate(sorted({"", *batches.captions}))}
+    contexts = encode_once(pipe, list(row), where["device"])
 
     def loss(model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict]:
         mean, logvar = batch[0].to(where["device"]), batch[1].to(where["device"])
         noise = torch.randn(mean.shape, generator=generator, device=where["device"])
         x_0 = factor * (mean + torch.exp(0.5 * logvar) * noise)
         captions = drop_captions(batch[2], 0.1, generator)
-        with torch.no_grad():
-            context = pipe.text_encoder(pipe.tokenizer(captions).to(where["device"]))
+        context = contexts[[row[caption] for caption in captions]].float()
         return noise_prediction_loss(model, pipe.scheduler, x_0, context, generator), {}
 
     def look(average: nn.Module, step: int) -> None:
         made = draw_prompts(dataclasses.replace(pipe, unet=average), num_inference_steps=20)
         images.save_png(images.grid(made, 4), folder / f"look-{step:06}.png")
 
-    batches = Latents(recipe.out / "latents", plan.batch_size, recipe.seed)
     network = train(pipe.unet, loss, batches, plan, folder, on_save=look, **{**where, "workers": 0})
     save_network(network, recipe.out / "unet.safetensors")
+
+
+@torch.no_grad()
+def encode_once(pipe: StableDiffusionPipeline, captions: list[str], device: torch.device) -> Tensor:
+    """What the UNet reads of each caption, (n, 77, d) in half precision: the text encoder rests, so
+    that it need not read them again at every step.
+    """
+    parts = [captions[i : i + 256] for i in range(0, len(captions), 256)]
+    return torch.cat([pipe.text_encoder(pipe.tokenizer(p).to(device)).half() for p in parts])
 
 
 def assemble(recipe: Recipe, network: UNet, device: torch.device) -> StableDiffusionPipeline:

@@ -1,0 +1,80 @@
+"""Attention by itself, on its way there and back: PyTorch's kernel, the formula, the formula in
+blocks.
+
+`python tests/benchmarks/bench_attention.py [--device cuda]`: the sizes of Stable Diffusion 1.5's
+UNet (one guided call of 512 x 512) and of the shipped model's in training (32 pictures), float32
+and bfloat16. Prints the machine in words and one table, in milliseconds.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import measure
+import torch
+from torch import Tensor
+
+from minisd.attention import attend, attend_plain
+
+QUERIES = 512  # of one head, in a block
+SIZES = {  # title: batch, heads, queries, keys, width of a head
+    "SD 1.5, 64 x 64, itself": (2, 8, 4096, 4096, 40),
+    "SD 1.5, 64 x 64, text": (2, 8, 4096, 77, 40),
+    "SD 1.5, 32 x 32, itself": (2, 8, 1024, 1024, 80),
+    "SD 1.5, 16 x 16, itself": (2, 8, 256, 256, 160),
+    "picture book, 8 x 8, itself": (32, 4, 64, 64, 28),
+    "picture book, 8 x 8, text": (32, 4, 64, 77, 28),
+}
+
+
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula for one head of one picture and QUERIES queries at a time."""
+    out = torch.empty_like(q)
+    for b in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            for i in range(0, q.shape[2], QUERIES):
+                some = (slice(b, b + 1), slice(head, head + 1))
+                part = q[some][:, :, i : i + QUERIES]
+                out[some][:, :, i : i + QUERIES] = attend_plain(part, k[some], v[some])
+    return out
+
+
+WAYS = {"kernel": attend, "formula": attend_plain, "blocks": attend_blocks}
+
+
+def main() -> None:
+    given = measure.options(__doc__, repeats=9).parse_args()
+    device = measure.place(given)[0]
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for title, (batch, heads, n, m, d) in SIZES.items():
+            q, k, v = (
+                measure.normal(batch, length, heads, d, seed=i).to(device, dtype).transpose(1, 2)
+                for i, length in enumerate((n, m, m))
+            )
+            there = {name: partial(way, q, k, v) for name, way in WAYS.items()}
+            measure.check_equal({name: work() for name, work in there.items()}, 5e-2)
+            back = {}
+            if title.startswith("picture book"):
+                back = {name: forth_and_back(WAYS[name], q, k, v) for name in ("kernel", "formula")}
+            with torch.no_grad():
+                times = measure.in_turn(there, given.repeats, given.clock, device)
+            taken = measure.in_turn(back, given.repeats, given.clock, device)
+            cells = [
+                measure.spread([1e3 * s for s in some[name]]) if name in some else ""
+                for some in (times, taken)
+                for name in WAYS
+            ]
+            rows.append([str(dtype).removeprefix("torch."), title, *cells[:-1]])
+    print(measure.machine(device), "\n")
+    columns = ["", "size", *WAYS, "kernel, there and back", "formula, there and back"]
+    print(measure.table(columns, rows))
+
+
+def forth_and_back(way: Callable, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], None]:
+    """One pass with its gradients, as training does it."""
+    parts = [x.detach().requires_grad_(True) for x in (q, k, v)]
+    return lambda: torch.autograd.grad(way(*parts).sum(), parts)
+
+
+if __name__ == "__main__":
+    main()
