@@ -233,8 +233,8 @@ def unet(recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     where = recipe.where()
     pipe = assemble(recipe, UNet(PICTUREBOOK.unet), where["device"])
-    if where["device"].type == "cpu":  # the way back through the fused kernel is five times slower
-        choose_attention([pipe.unet], "plain")
+    if where["device"].type == "cpu" and where["precision"] == torch.bfloat16:
+        choose_attention([pipe.unet], "plain")  # the kernel's way back is several times slower
     plan = recipe.plan(16_000, 32, 1e-3, decay_fraction=0.75)
     factor = pipe.vae.config.scaling_factor
     folder = recipe.out / "unet"
