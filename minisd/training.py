@@ -147,7 +147,7 @@ def train(
         model.parameters(),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
-        fused=True,  # all weights in one go: an eighth of a step of the picture-book UNet
+        fused=True,  # all weights in one go
     )
     start = resume(folder / "state.pt", model, average, optimizer, device)
     loader = DataLoader(

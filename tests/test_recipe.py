@@ -85,3 +85,19 @@ def test_all_stages_make_a_pipeline_that_draws(tmp_path, monkeypatch):
     pipe.set_progress_bar_config(disable=True)
     (picture,) = pipe("a red boat", num_inference_steps=1).images
     assert picture.size == (world.IMAGE_SIZE, world.IMAGE_SIZE)
+
+
+def test_what_is_encoded_once_is_what_the_text_encoder_says_of_each_caption():
+    pipe = StableDiffusionPipeline.from_pretrained()
+    colors, things = ("red", "blue", "green", "white"), ("boat", "star", "fish", "moon", "car")
+    captions = [f"{i % 9} {c} {t}" for i in range(13) for c in colors for t in things][:258]
+    states = stages.encode_once(pipe, captions, torch.device("cpu"))
+    assert states.dtype == torch.float16
+    assert len(states) == len(captions)
+    for i in (0, 7, 255, 256, 257):
+        alone = pipe.encode_prompt(captions[i])[0][0]
+        assert torch.allclose(states[i].float(), alone, atol=5e-3, rtol=1e-3)
+        others = [
+            abs(states[j].float() - alone).max() for j in range(i) if captions[j] != captions[i]
+        ]
+        assert not others or min(others) > 0.05

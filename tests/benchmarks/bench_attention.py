@@ -1,5 +1,4 @@
-"""Attention by itself, on its way there and back: PyTorch's kernel, the formula, the formula in
-blocks.
+"""Attention by itself: PyTorch's kernel, the formula, and the formula in blocks.
 
 `python tests/benchmarks/bench_attention.py [--device cuda]`: the sizes of Stable Diffusion 1.5's
 UNet (one guided call of 512 x 512) and of the shipped model's in training (32 pictures), float32
@@ -31,10 +30,10 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.empty_like(q)
     for b in range(q.shape[0]):
         for head in range(q.shape[1]):
+            one = slice(b, b + 1), slice(head, head + 1)
             for i in range(0, q.shape[2], QUERIES):
-                some = (slice(b, b + 1), slice(head, head + 1))
-                part = q[some][:, :, i : i + QUERIES]
-                out[some][:, :, i : i + QUERIES] = attend_plain(part, k[some], v[some])
+                some = (*one, slice(i, i + QUERIES))
+                out[some] = attend_plain(q[some], k[one], v[one])
     return out
 
 
@@ -53,24 +52,23 @@ def main() -> None:
             )
             there = {name: partial(way, q, k, v) for name, way in WAYS.items()}
             measure.check_equal({name: work() for name, work in there.items()}, 5e-2)
-            back = {}
-            if title.startswith("picture book"):
-                back = {name: forth_and_back(WAYS[name], q, k, v) for name in ("kernel", "formula")}
+            trained = ("kernel", "formula") if title.startswith("picture book") else ()
+            back = {name: there_and_back(WAYS[name], q, k, v) for name in trained}
             with torch.no_grad():
                 times = measure.in_turn(there, given.repeats, given.clock, device)
             taken = measure.in_turn(back, given.repeats, given.clock, device)
+            taken = {name: taken.get(name, []) for name in ("kernel", "formula")}
             cells = [
-                measure.spread([1e3 * s for s in some[name]]) if name in some else ""
-                for some in (times, taken)
-                for name in WAYS
+                measure.spread([1e3 * s for s in seconds]) if seconds else ""
+                for seconds in (*times.values(), *taken.values())
             ]
-            rows.append([str(dtype).removeprefix("torch."), title, *cells[:-1]])
+            rows.append([str(dtype).removeprefix("torch."), title, *cells])
     print(measure.machine(device), "\n")
     columns = ["", "size", *WAYS, "kernel, there and back", "formula, there and back"]
     print(measure.table(columns, rows))
 
 
-def forth_and_back(way: Callable, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], None]:
+def there_and_back(way: Callable, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], None]:
     """One pass with its gradients, as training does it."""
     parts = [x.detach().requires_grad_(True) for x in (q, k, v)]
     return lambda: torch.autograd.grad(way(*parts).sum(), parts)
