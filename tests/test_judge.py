@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,6 +98,7 @@ def quick(monkeypatch):
 
 def test_the_evaluation_prints_its_tables_keeps_them_and_goes_on(quick, tmp_path, capsys):
     options = ["--out", str(tmp_path), "--prompts", "2", "--steps", "1", "--threads", "1"]
+    options += ["--sweeps", "bfloat16"]
     assert evaluate.main(["ceiling", "samples", *options]) == 0
     first = capsys.readouterr().out
     assert "## samples" in first
@@ -121,3 +123,10 @@ def test_the_evaluation_of_another_model_wants_another_folder(quick, tmp_path, c
     assert evaluate.main([*options, "--prompts", "1"]) == 0
     assert evaluate.main([*options, "--prompts", "2"]) == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_fifth_of_a_batch_has_one_thing_inside_another():
+    assert judge.something_inside(np.random.default_rng(0)).scene.relation == "inside"
+    marked = [Marked(40)[step] for step in range(3)]
+    holding = sum(int((heat[:, 1] == 1).sum()) for _, heat, _, _ in marked)
+    assert 0.15 < holding / 120 < 0.4  # and those that come by themselves

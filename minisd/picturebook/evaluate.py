@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from minisd import images
 from minisd.checkpoint import write_json
 from minisd.config import PICTUREBOOK
+from minisd.memory import DTYPES
 from minisd.picturebook import exam
 from minisd.picturebook.clip import CLIP, SIZE
 from minisd.picturebook.judge import open_judge, pictures_of
@@ -38,6 +40,8 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace):
         self.out, self.prompts, self.run = args.out, args.prompts, args.run
         self.pipe = StableDiffusionPipeline.from_pretrained(args.weights).to(args.device)
+        self.sweeper = StableDiffusionPipeline.from_pretrained(args.weights)
+        self.sweeper.to(args.device, DTYPES[args.sweeps])
         self.judge = open_judge(args.judge)
         self.settings = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
 
@@ -76,23 +80,22 @@ class Evaluation:
         several = [e for e in examples[: max(1, self.prompts // 10)] for _ in range(COPIES)]
         for scale in GUIDANCES:
             settings = {**self.settings, "guidance_scale": scale}
-            pictures = exam.draw(self.pipe, examples, **settings)
+            pictures = exam.draw(self.sweeper, examples, **settings)
             row = exam.marks(self.judge, pictures, examples)[0]
-            spread = exam.diversity(exam.draw(self.pipe, several, **settings), COPIES)
+            spread = exam.diversity(exam.draw(self.sweeper, several, **settings), COPIES)
             clipped = (pictures.abs() > 1).float().mean().item()
             table[f"guidance {scale:g}"] = {**row, "diversity": spread, "clipped": clipped}
         return table
 
     def steps(self) -> Table:
         """Accuracy against the number of steps, on prompts of two objects, for three samplers."""
-        examples, table, own = self.examples("two objects, seen"), {}, self.pipe.scheduler
+        examples, table = self.examples("two objects, seen"), {}
         for name in SAMPLERS:
-            self.pipe.scheduler = by_name(name, own.config)
+            pipe = replace(self.sweeper, scheduler=by_name(name, self.sweeper.scheduler.config))
             for n in STEPS:
                 settings = {**self.settings, "num_inference_steps": n}
-                pictures = exam.draw(self.pipe, examples, **settings)
+                pictures = exam.draw(pipe, examples, **settings)
                 table[f"{name}, {n} steps"] = exam.marks(self.judge, pictures, examples)[0]
-        self.pipe.scheduler = own
         return table
 
     def parts(self) -> Table:
@@ -161,6 +164,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=500, help="prompts a row")
     parser.add_argument("--steps", type=int, help="(default: the model's own)")
     parser.add_argument("--guidance-scale", type=float, help="(default: the model's own)")
+    parser.add_argument("--sweeps", choices=("float32", "bfloat16"), default="float32",
+                        help="in which guidance and steps draw")  # fmt: skip
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args(argv)
@@ -185,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     about = {
         "model": evaluation.pipe.hash,
         "prompts": args.prompts,
+        "sweeps": args.sweeps,
         **{k: v or getattr(evaluation.pipe.defaults, k) for k, v in evaluation.settings.items()},
     }
     if done.setdefault("about", about) != about:

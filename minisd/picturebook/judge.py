@@ -30,6 +30,7 @@ SHIPPED = "picturebook/judge.safetensors"
 GRID = 16
 # An object inside another has nearly the same centre: what holds something has a grid of its own.
 HOLDERS = 2
+MORE_INSIDE = 0.2  # of each batch: hard to tell, and rare among the examples
 SURE = 0.4  # a peak below this is no object
 
 
@@ -81,6 +82,8 @@ class Marked(Dataset):
         splits = rng.choice(world.SPLITS, self.batch_size, p=(0.55, 0.2, 0.1, 0.15))
         first = step * self.batch_size
         examples = [world.example(first + i, self.seed, s) for i, s in enumerate(splits)]
+        for i in np.flatnonzero(rng.random(self.batch_size) < MORE_INSIDE):
+            examples[i] = something_inside(rng)
         heat = np.zeros((self.batch_size, HOLDERS, len(OBJECTS), GRID, GRID), np.float32)
         marks = []
         for i, example in enumerate(examples):
@@ -94,6 +97,13 @@ class Marked(Dataset):
         settings = torch.tensor([SETTINGS.index(e.scene.setting) for e in examples])
         pictures = to_tensor([e.image for e in examples])
         return pictures, torch.from_numpy(heat), torch.tensor(marks), settings
+
+
+def something_inside(rng: np.random.Generator) -> world.Example:
+    """A random example with one thing inside another."""
+    while (scene := world.sample_scene(rng)).relation != "inside":
+        pass
+    return world.Example(world.render(scene), world.caption(scene, rng), scene)
 
 
 def peak(x: float, y: float) -> tuple[np.ndarray, tuple[int, int]]:

@@ -148,7 +148,7 @@ def decoder(recipe: Recipe) -> None:
 def judge(recipe: Recipe) -> None:
     """Train the network that marks pictures in the evaluation."""
     torch.manual_seed(recipe.seed)
-    plan = recipe.plan(2000, 48, 2e-3, decay_fraction=0.6, ema_decay=0.995)
+    plan = recipe.plan(5200, 48, 2e-3, decay_fraction=0.6, ema_decay=0.995)
     batches = Marked(plan.batch_size, recipe.seed)
     network = train(Judge(), judge_loss, batches, plan, recipe.out / "judge", **recipe.where())
     state = {key: value.half().cpu() for key, value in network.state_dict().items()}
