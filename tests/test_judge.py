@@ -98,7 +98,7 @@ def quick(monkeypatch):
 
 def test_the_evaluation_prints_its_tables_keeps_them_and_goes_on(quick, tmp_path, capsys):
     options = ["--out", str(tmp_path), "--prompts", "2", "--steps", "1", "--threads", "1"]
-    options += ["--sweeps", "bfloat16"]
+    options += ["--precision", "bfloat16"]
     assert evaluate.main(["ceiling", "samples", *options]) == 0
     first = capsys.readouterr().out
     assert "## samples" in first
@@ -130,3 +130,9 @@ def test_a_fifth_of_a_batch_has_one_thing_inside_another():
     marked = [Marked(40)[step] for step in range(3)]
     holding = sum(int((heat[:, 1] == 1).sum()) for _, heat, _, _ in marked)
     assert 0.15 < holding / 120 < 0.4  # and those that come by themselves
+
+
+def test_the_shipped_judge_is_right_on_renders():
+    examples = [world.example(i, exam.SEED) for i in range(100)]
+    shares, _ = exam.marks(judge.open_judge(), exam.pictures_of(examples), examples)
+    assert shares["all"] >= 0.97

@@ -40,8 +40,8 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace):
         self.out, self.prompts, self.run = args.out, args.prompts, args.run
         self.pipe = StableDiffusionPipeline.from_pretrained(args.weights).to(args.device)
-        self.sweeper = StableDiffusionPipeline.from_pretrained(args.weights)
-        self.sweeper.to(args.device, DTYPES[args.sweeps])
+        self.painter = StableDiffusionPipeline.from_pretrained(args.weights)
+        self.painter.to(args.device, DTYPES[args.precision])
         self.judge = open_judge(args.judge)
         self.settings = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
 
@@ -64,7 +64,7 @@ class Evaluation:
         table, wrong = {}, []
         for row in exam.ROWS:
             examples = self.examples(row)
-            pictures = exam.draw(self.pipe, examples, **self.settings)
+            pictures = exam.draw(self.painter, examples, **self.settings)
             table[row], right = exam.marks(self.judge, pictures, examples)
             failed = [(p, e.caption) for p, e, ok in zip(pictures, examples, right) if not ok]
             wrong += failed[:8]
@@ -80,9 +80,9 @@ class Evaluation:
         several = [e for e in examples[: max(1, self.prompts // 10)] for _ in range(COPIES)]
         for scale in GUIDANCES:
             settings = {**self.settings, "guidance_scale": scale}
-            pictures = exam.draw(self.sweeper, examples, **settings)
+            pictures = exam.draw(self.painter, examples, **settings)
             row = exam.marks(self.judge, pictures, examples)[0]
-            spread = exam.diversity(exam.draw(self.sweeper, several, **settings), COPIES)
+            spread = exam.diversity(exam.draw(self.painter, several, **settings), COPIES)
             clipped = (pictures.abs() > 1).float().mean().item()
             table[f"guidance {scale:g}"] = {**row, "diversity": spread, "clipped": clipped}
         return table
@@ -91,7 +91,7 @@ class Evaluation:
         """Accuracy against the number of steps, on prompts of two objects, for three samplers."""
         examples, table = self.examples("two objects, seen"), {}
         for name in SAMPLERS:
-            pipe = replace(self.sweeper, scheduler=by_name(name, self.sweeper.scheduler.config))
+            pipe = replace(self.painter, scheduler=by_name(name, self.painter.scheduler.config))
             for n in STEPS:
                 settings = {**self.settings, "num_inference_steps": n}
                 pictures = exam.draw(pipe, examples, **settings)
@@ -126,7 +126,7 @@ class Evaluation:
     def sheet(self) -> Table:
         """64 pictures, seeds 0 to 63, prompts as the grammar makes them: none selected."""
         examples = [exam.world.example(i, exam.SEED) for i in range(64)]
-        pictures = exam.draw(self.pipe, examples, **self.settings)
+        pictures = exam.draw(self.painter, examples, **self.settings)
         images.save_png(images.grid(images.to_pil(pictures), 8), self.out / "sheet.png")
         captions = "\n".join(f"{i}. {e.caption}" for i, e in enumerate(examples))
         (self.out / "sheet.txt").write_text(captions + "\n", encoding="utf8")
@@ -164,8 +164,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=500, help="prompts a row")
     parser.add_argument("--steps", type=int, help="(default: the model's own)")
     parser.add_argument("--guidance-scale", type=float, help="(default: the model's own)")
-    parser.add_argument("--sweeps", choices=("float32", "bfloat16"), default="float32",
-                        help="in which guidance and steps draw")  # fmt: skip
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
+                        help="in which the pictures are drawn")  # fmt: skip
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args(argv)
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     about = {
         "model": evaluation.pipe.hash,
         "prompts": args.prompts,
-        "sweeps": args.sweeps,
+        "precision": args.precision,
         **{k: v or getattr(evaluation.pipe.defaults, k) for k, v in evaluation.settings.items()},
     }
     if done.setdefault("about", about) != about:
