@@ -83,8 +83,7 @@ class Evaluation:
             pictures = exam.draw(self.painter, examples, **settings)
             row = exam.marks(self.judge, pictures, examples)[0]
             spread = exam.diversity(exam.draw(self.painter, several, **settings), COPIES)
-            clipped = (pictures.abs() > 1).float().mean().item()
-            table[f"guidance {scale:g}"] = {**row, "diversity": spread, "clipped": clipped}
+            table[f"guidance {scale:g}"] = {**row, "diversity": spread}
         return table
 
     def steps(self) -> Table:
