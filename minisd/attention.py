@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 METHODS = ("fused", "efficient", "plain", "sliced")
+BLOCK = 2**21  # scores at a time: 4 MB in bfloat16
 EFFICIENT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION]  # the first that can
 
 
@@ -18,7 +19,7 @@ def attention_probabilities(q: Tensor, k: Tensor, causal: bool = False) -> Tenso
     q: (b, heads, n, d), k: (b, heads, m, d). Returns (b, heads, n, m); every row sums to 1.
     `causal` hides key j from query i where j > i.
     """
-    scores = q @ rearrange(k, "b heads m d -> b heads d m") * q.shape[-1] ** -0.5
+    scores = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b heads m d -> b heads d m")
     if causal:
         n, m = scores.shape[-2:]
         future = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(1)
@@ -31,16 +32,21 @@ def attend_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tenso
     return attention_probabilities(q, k, causal) @ v
 
 
-def attend_sliced(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, slice_size: int = 1
-) -> Tensor:
-    """The formula, a few heads of one picture at a time: the same numbers, less memory at once."""
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    for b in range(q.shape[0]):
-        for head in range(0, q.shape[1], slice_size):
-            some = (slice(b, b + 1), slice(head, head + slice_size))
-            out[some] = attend_plain(q[some], k[some], v[some], causal)
-    return out
+def attend_parts(q: Tensor, k: Tensor, v: Tensor, causal: bool, heads: int, queries: int) -> Tensor:
+    """The formula, so many heads and so many queries at a time: the same numbers, less memory."""
+    alone = [rearrange(x, "b heads n d -> (b heads) 1 n d").split(heads) for x in (q, k, v)]
+    done = [
+        torch.cat([attend_plain(some, *keys, causal) for some in mine.split(queries, dim=2)], dim=2)
+        for mine, *keys in zip(*alone)
+    ]
+    return rearrange(torch.cat(done), "(b heads) 1 n d -> b heads n d", b=q.shape[0])
+
+
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """The formula, for few enough scores at a time that they stay in the processor's cache."""
+    n, m = q.shape[-2], k.shape[-2]
+    queries = n if causal else max(BLOCK // m, 1)  # the formula takes queries from the first on
+    return attend_parts(q, k, v, causal, max(BLOCK // (n * m), 1), queries)
 
 
 def attend(
@@ -55,11 +61,14 @@ def attend(
 
     q: (b, heads, n, d), k: (b, heads, m, d), v: (b, heads, m, d). Returns (b, heads, n, d).
     "fused" is PyTorch's choice of kernel, on most devices one that never stores the n x m
-    probabilities; "efficient" is such a one on CUDA and on the CPU (where it is the same one), or
-    an error; "plain" is the formula; "sliced" is the formula for `slice_size` heads at a time.
-    Raises ValueError for another method.
+    probabilities; where that one is slow, in bfloat16 on a CPU, it is the formula in blocks.
+    "efficient" is such a kernel on CUDA and on the CPU, or an error; "plain" is the formula;
+    "sliced" is the formula for `slice_size` heads at a time. Raises ValueError for another method.
     """
     if method == "fused":
+        learning = torch.is_grad_enabled() and q.requires_grad  # it would keep all blocks
+        if (q.device.type, q.dtype) == ("cpu", torch.bfloat16) and not learning:
+            return attend_blocks(q, k, v, causal)
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     if method == "efficient":
         with sdpa_kernel(EFFICIENT, set_priority=True):
@@ -67,7 +76,7 @@ def attend(
     if method == "plain":
         return attend_plain(q, k, v, causal)
     if method == "sliced":
-        return attend_sliced(q, k, v, causal, slice_size)
+        return attend_parts(q, k, v, causal, slice_size, q.shape[-2])
     raise ValueError(f"attention method {method!r} is unknown, expected one of {METHODS}")
 
 

@@ -48,17 +48,18 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def reuse_memory() -> bool:
-    """Keep what small tensors free for the next ones; for the whole process, so for programs.
+    """Keep what tensors free for the next ones; for the whole process, so for programs.
 
     The C library of Linux gives every block of some megabytes back to the system and asks for it
-    anew, cleared page by page: a fifth of the time to decode a small picture. False elsewhere.
+    anew, cleared page by page: a fifth of the time to decode a picture. False elsewhere.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     own_block, kept = -3, -1  # M_MMAP_THRESHOLD: from this size on; M_TRIM_THRESHOLD: at the end
-    return bool(mallopt(own_block, 64 * 2**20) and mallopt(kept, 256 * 2**20))
+    largest = (2**30, 2**25)  # the second where the library allows no more
+    return any(mallopt(own_block, size) for size in largest) and bool(mallopt(kept, 2**31 - 1))
 
 
 def attentions(networks: Iterable[nn.Module]) -> list[Attention]:

@@ -5,6 +5,7 @@ So the keys and values of a text are worked out once for a run, what comes of a 
 only the rest at every step. The numbers are the plain path's, up to rounding.
 """
 
+from collections.abc import Callable
 from operator import getitem
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
+from minisd import machine
 from minisd.attention import Attention
 
-PACKED_BELOW = 2**28  # bytes of weights; of larger ones a second copy costs more than it gives
+PACKED = {(torch.float32, "cpu"), (torch.bfloat16, "cpu")}
 INPUTS = ("picture", "time", "text")
 Results = dict[fx.Node, Any]
 
@@ -39,17 +42,18 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = fx.Graph()
         self.inputs = [self.graph.placeholder(name) for name in INPUTS]
-        self.nodes = {id(x): node for x, node in zip(inputs, self.inputs)}
+        for node, x in zip(self.inputs, inputs):
+            node.meta["size"] = x.shape
+        self.nodes = WeakIdKeyDictionary(dict(zip(inputs, self.inputs)))  # of what is alive
         self.weights: Results = {}
-        self.alive: list[Any] = []  # so that no other tensor gets the id of a dead one
 
     def node_of(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        if id(x) not in self.nodes:
-            self.nodes[id(x)] = node = self.graph.placeholder("weight")
+        if x not in self.nodes:
+            self.nodes[x] = node = self.graph.placeholder("weight")
             self.weights[node] = x
-        return self.nodes[id(x)]
+        return self.nodes[x]
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function._schema.is_mutable:
@@ -59,9 +63,9 @@ class Recorder(TorchDispatchMode):
         node = self.graph.call_function(function, *operands)
         several = isinstance(results, tuple | list)
         for i, result in enumerate(results if several else [results]):
-            self.alive.append(result)
             one = self.graph.call_function(getitem, (node, i)) if several else node
-            self.nodes[id(result)] = one
+            one.meta["size"] = result.shape
+            self.nodes[result] = one
         return results
 
 
@@ -89,34 +93,62 @@ class Part:
         return dict(zip(self.gives, self.work(*(known[node] for node in self.reads))))
 
 
-def pack(weight: Tensor, padding: list[int], stride: list[int]) -> Tensor:
-    """A convolution's weights in oneDNN's own order, into which each call would bring them anew."""
+def pack_convolution(
+    weight: Tensor, padding: list[int], stride: list[int], size: torch.Size
+) -> Tensor:
+    """Weights in the order that oneDNN likes for maps of this size, or each call would make it."""
     order = torch._C._nn.mkldnn_reorder_conv2d_weight
-    return order(weight.detach().to_mkldnn(), padding, stride, [1, 1], 1, None)
+    return order(weight.detach().to_mkldnn(), padding, stride, [1, 1], 1, size)
 
 
-def pack_convolutions(graph: fx.Graph) -> None:
-    """Let every convolution read packed weights."""
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
+def pack_linear(weight: Tensor, rows: int) -> Tensor:
+    """The same for the weights (n, m) of a linear layer, and so many rows of m numbers."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+
+def instead(node: fx.Node, function: Callable, *operands: Any) -> fx.Node:
+    """Put another operation in the place of this one, whose result has the same size."""
+    with node.graph.inserting_before(node):
+        other = node.graph.call_function(function, operands)
+    other.meta = node.meta
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+    return other
+
+
+def pack_weights(graph: fx.Graph) -> None:
+    """Let every convolution and linear layer read packed weights."""
+    aten, onednn = torch.ops.aten, torch.ops.mkldnn
+    for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         x, weight, bias, stride, padding, *_ = node.args
         with graph.inserting_before(node):
-            packed = graph.call_function(pack, (weight, padding, stride))
-            node.replace_all_uses_with(
-                graph.call_function(
-                    torch.ops.mkldnn._convolution_pointwise.default,
-                    (x, packed, bias, padding, stride, [1, 1], 1, "none", [], ""),
-                )
-            )
-        graph.erase_node(node)
+            how = (weight, padding, stride, x.meta["size"])
+            packed = graph.call_function(pack_convolution, how)
+        given = (x, packed, bias, padding, stride, [1, 1], 1, "none", [], "")
+        instead(node, onednn._convolution_pointwise.default, *given)
+    needs = dependencies(graph)
+    for target in (aten.mm.default, aten.addmm.default):
+        for node in graph.find_nodes(op="call_function", target=target):
+            *bias, x, turned = node.args  # x W^T, perhaps with a bias before it
+            if turned.target is not aten.t.default or needs[turned]:
+                continue
+            with graph.inserting_before(node):
+                packed = graph.call_function(pack_linear, (*turned.args, x.meta["size"][0]))
+            given = (x, packed, *(bias or [None]), "none", [], "")
+            instead(node, onednn._linear_pointwise.default, *given)
 
 
 def packs(network: nn.Module) -> bool:
-    """Whether packed weights are to be had, and small enough to be held twice."""
+    """Whether packed weights are to be had, and main memory has room for them beside the others."""
     weights = list(network.parameters())
-    plain = {(p.dtype, p.device.type) for p in weights} == {(torch.float32, "cpu")}
-    there = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+    kinds = {(p.dtype, p.device.type) for p in weights}
+    if not torch.backends.mkldnn.is_available() or len(kinds) > 1 or not kinds <= PACKED:
+        return False
+    if weights[0].dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
     size = sum(p.numel() * p.element_size() for p in weights)
-    return plain and there and torch.backends.mkldnn.is_available() and size < PACKED_BELOW
+    free = machine.memory_gib()[1]
+    return 1.5 * size < 2**30 * (1.0 if free is None else free)  # one GiB where nobody knows
 
 
 class Recording:
@@ -130,7 +162,7 @@ class Recording:
         graph, self.inputs = recorder.graph, recorder.inputs
         graph.output(self.output)
         if self.packed:
-            pack_convolutions(graph)
+            pack_weights(graph)
             self.output = graph.output_node().args[0]
         graph.eliminate_dead_code()
         parts: dict[str, list[fx.Node]] = {"weights": [], "time": [], "text": [], "picture": []}
@@ -162,7 +194,7 @@ class Recording:
 
 class Replay:
     """Stands in for a UNet's call. What no recording can know of goes the plain way: a record,
-    gradients, hooks such as LoRA's, sliced attention, a GPU, a timestep for each picture.
+    gradients, hooks such as LoRA's, a GPU, a timestep for each picture.
 
     Changed weights, switches or sizes are noticed, and recorded anew.
     """
@@ -190,13 +222,12 @@ class Replay:
     def possible(self, x_t: Tensor) -> bool:
         modes = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
-        sliced = any(layer.method == "sliced" for layer in self.attentions)  # writes in place
-        return x_t.device.type == "cpu" and not (modes or hooked or sliced)
+        return x_t.device.type == "cpu" and not (modes or hooked)
 
     def current_state(self) -> tuple[Any, ...]:
         """Where the weights are and how often they were changed; how attention is worked out."""
         weights = [p for m in self.modules for p in m._parameters.values() if p is not None]
-        methods = [layer.method for layer in self.attentions]
+        methods = [(layer.method, layer.slice_size) for layer in self.attentions]
         return [(p.data_ptr(), p._version) for p in weights], methods
 
 

@@ -12,6 +12,8 @@ from minisd import memory, replay
 from minisd.lora import adaptable, fresh
 from minisd.unet import UNet
 
+ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+
 
 def noise(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -45,11 +47,29 @@ def picture(pipe):
     return pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
 
 
-@pytest.mark.parametrize("packed_below", [0, 2**28], ids=["as they are", "packed"])
-def test_a_recording_changes_no_picture(pipes, monkeypatch, packed_below):
-    monkeypatch.setattr(replay, "PACKED_BELOW", packed_below)
+@pytest.mark.parametrize("free", [0.0, 100.0], ids=["as they are", "packed"])
+def test_a_recording_changes_no_picture(pipes, monkeypatch, free):
+    monkeypatch.setattr(replay.machine, "memory_gib", lambda: (100.0, free))
     plain, fast = map(picture, pipes)
     close(fast, plain)
+    assert recording(pipes[1]).packed == (free > 0 and torch.backends.mkldnn.is_available())
+
+
+@ONEDNN
+def test_every_convolution_and_linear_layer_is_packed(pipes, monkeypatch):
+    replaced, instead = [], replay.instead
+    monkeypatch.setattr(replay, "instead", lambda *more: replaced.append(more[0]) or instead(*more))
+    pipes[1].unet(*inputs())
+    kinds = torch.nn.Conv2d | torch.nn.Linear
+    assert len(replaced) == sum(isinstance(layer, kinds) for layer in pipes[1].unet.modules())
+
+
+@ONEDNN
+def test_in_bfloat16_a_recording_is_as_near_as_the_plain_path():
+    exact, plain, fast = (pipeline() for _ in range(3))
+    fast.to(torch.bfloat16).compile()
+    exact, plain, fast = map(picture, (exact, plain.to(torch.bfloat16), fast))
+    assert 0 < (fast.float() - exact).std() < 1.5 * (plain.float() - exact).std()
 
 
 @pytest.mark.slow
@@ -189,6 +209,15 @@ def test_inputs_that_lie_otherwise_in_memory_give_the_same(pipes):
         close(out, expected)
         assert out.is_contiguous()
     recording(pipes[1])  # there is one
+
+
+def test_what_a_recording_made_is_not_kept(pipes):
+    x, t, text = inputs()
+    with replay.Recorder(x, torch.tensor(t), text) as recorder:
+        kept = x + 1
+        for _ in range(5):
+            kept = kept + 1
+    assert sorted(map(id, recorder.nodes)) == sorted(map(id, [x, text, kept]))
 
 
 def test_what_changes_an_operand_cannot_be_recorded(pipes):

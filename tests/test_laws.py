@@ -8,7 +8,14 @@ import torch
 from tiny import UNET, pipeline
 
 from minisd import DDIMScheduler, DDPMScheduler
-from minisd.attention import METHODS, Attention, attend, attention_probabilities
+from minisd.attention import (
+    METHODS,
+    Attention,
+    attend,
+    attend_blocks,
+    attend_plain,
+    attention_probabilities,
+)
 from minisd.checkpoint import build, load_state
 from minisd.noise import draw_noise
 from minisd.unet import UNet
@@ -151,6 +158,46 @@ def test_the_ways_of_attention_are_equal(method, causal):
     q, k, v = (normal(2, 3, 9, 8, seed=i) for i in range(3))
     expected = attend(q, k, v, causal, "plain")
     torch.testing.assert_close(attend(q, k, v, causal, method), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("block", [1, 20, 7 * 9, 3 * 7 * 9, 2**21])
+def test_blocks_of_any_size_are_the_formula(block, causal, monkeypatch):
+    monkeypatch.setattr("minisd.attention.BLOCK", block)
+    q, k, v = normal(2, 3, 9, 8), normal(2, 3, 7, 8, seed=1), normal(2, 3, 7, 8, seed=2)
+    expected = attend(q, k, v, causal, "plain")
+    torch.testing.assert_close(attend_blocks(q, k, v, causal), expected, **CLOSE)
+
+
+def test_a_block_holds_no_more_scores_than_it_should(monkeypatch):
+    sizes = []
+
+    def spy(q, k, *more):
+        sizes.append(q.shape[0] * q.shape[2] * k.shape[2])
+        return attend_plain(q, k, *more)
+
+    monkeypatch.setattr("minisd.attention.attend_plain", spy)
+    monkeypatch.setattr("minisd.attention.BLOCK", 100)
+    attend_blocks(*(normal(2, 3, 40, 8, seed=i) for i in range(3)))
+    assert max(sizes) <= 100
+    assert sum(sizes) == 2 * 3 * 40 * 40
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_bfloat16_on_the_cpu_is_in_blocks_unless_it_learns(learning, monkeypatch):
+    calls = []
+    monkeypatch.setattr("minisd.attention.attend_blocks", lambda *given: calls.append(given))
+    q, k, v = (normal(1, 2, 5, 8, seed=i).bfloat16() for i in range(3))
+    attend(q.requires_grad_(learning), k, v)
+    attend(q.float(), k.float(), v.float())
+    assert len(calls) == (0 if learning else 1)
+
+
+def test_bfloat16_attention_is_as_near_to_float32_as_its_digits_allow():
+    q, k, v = (normal(2, 3, 50, 8, seed=i) for i in range(3))
+    rough = attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
+    error = (rough - attend(q, k, v)).std() / attend(q, k, v).std()
+    assert 0 < error < 1e-2
 
 
 def test_attention_probabilities_sum_to_one():

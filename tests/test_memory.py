@@ -9,7 +9,7 @@ import torch
 from tiny import pipeline
 
 from minisd import StableDiffusionPipeline, images, memory
-from minisd.attention import Attention, attend_plain, attend_sliced
+from minisd.attention import Attention, attend, attend_plain
 
 LINUX = pytest.mark.skipif(platform.system() != "Linux", reason="only Linux tells the peak")
 
@@ -63,12 +63,12 @@ def test_slices_of_any_number_of_heads_are_the_formula(size, monkeypatch):
     expected, widths = attend_plain(q, k, v), []
 
     def spy(q, *more):
-        widths.append(tuple(q.shape[:2]))
+        widths.append(q.shape[0])
         return attend_plain(q, *more)
 
     monkeypatch.setattr("minisd.attention.attend_plain", spy)
-    torch.testing.assert_close(attend_sliced(q, k, v, False, size), expected)
-    assert widths == 2 * [(1, min(size, 4 - head)) for head in range(0, 4, size)]
+    torch.testing.assert_close(attend(q, k, v, False, "sliced", size), expected)
+    assert widths == [min(size, 8 - head) for head in range(0, 8, size)]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a switch of glibc")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import weights_convert
-from minisd import DDIMScheduler, StableDiffusionPipeline, memory
+from minisd import DDIMScheduler, StableDiffusionPipeline
 
 PLAIN = ("minisd", "minisd, compile()", "diffusers", "diffusers, channels-last")
 COMPILED = ('minisd, compile("inductor")', "diffusers, torch.compile")
@@ -86,7 +86,7 @@ def once(given: argparse.Namespace) -> dict[str, float]:
 def in_child(given: argparse.Namespace, label: str, steps: int, batch: int) -> dict[str, float]:
     dtype = str(measure.place(given)[1]).removeprefix("torch.")
     flags = ["--device", given.device, "--dtype", dtype, "--clock", given.clock, "--repeats", "3"]
-    flags += ["--reuse-memory"] if given.reuse_memory else []
+    flags += ["--reuse-memory"] * given.reuse_memory
     return measure.in_child(__file__, label, str(steps), str(batch), *flags)
 
 
@@ -128,10 +128,7 @@ def main() -> None:
     parser = measure.options(__doc__, repeats=9)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scale", action="store_true", help="against steps and batch instead")
-    parser.add_argument("--reuse-memory", action="store_true", help="as the command line does")
-    given = parser.parse_args()
-    if given.reuse_memory:
-        memory.reuse_memory()
+    given = measure.parse(parser)
     if given.child:
         return print(json.dumps(once(given)))
     print(measure.machine(measure.place(given)[0]), "\n", flush=True)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minisd.checkpoint import NETWORKS, build
 from minisd.config import SD15
-from minisd.memory import DTYPES, measure_peak, pick_device
+from minisd.memory import DTYPES, measure_peak, pick_device, reuse_memory
 
 Work = Callable[[], Tensor]
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -94,12 +95,20 @@ def flops(work: Callable[[], Any]) -> int:
 
 @torch.no_grad()
 def matrix_rate(device: torch.device, dtype: torch.dtype, clock: str = "wall") -> float:
-    """FLOP/s of this machine's best product of two square matrices, of a few sizes."""
+    """FLOP/s of this machine's best product of two square matrices, of a few sizes.
+
+    As a product and as a convolution of single pixels: they are two libraries' work on a CPU.
+    """
     rates = []
     for n in (1024, 2048) if device.type == "cpu" else (4096, 8192):
         a = torch.randn(n, n, device=device, dtype=dtype)
-        times = in_turn({"": lambda a=a: a @ a}, 8, clock, device)[""]
-        rates.append(2 * n**3 / min(times))
+        pixels = a.view(1, n, n, 1).to(memory_format=torch.channels_last)
+        works = {
+            "product": lambda a=a: a @ a,
+            "convolution": lambda a=a, x=pixels: F.conv2d(x, a[..., None, None]),
+        }
+        times = in_turn(works, 8, clock, device)
+        rates += [2 * n**3 / min(seconds) for seconds in times.values()]
     return max(rates)
 
 
@@ -183,8 +192,17 @@ def options(about: str, repeats: int) -> argparse.ArgumentParser:
         "--clock", choices=sorted(CLOCKS), default="wall",
         help="processor: of all threads together, where other programs disturb",
     )  # fmt: skip
+    parser.add_argument("--reuse-memory", action="store_true", help="as minisd's command line does")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options given; what holds for the whole process is done."""
+    given = parser.parse_args()
+    if given.reuse_memory:
+        reuse_memory()
+    return given
 
 
 def place(given: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

@@ -12,6 +12,7 @@ import torch
 from measure import Work
 from torch import nn
 
+from minisd import memory, replay
 from minisd.checkpoint import NETWORKS, build, load_state
 
 Call = Callable[[nn.Module, str, int, int], Work]  # (network, whose, batch, pixels a side)
@@ -27,6 +28,7 @@ class Way(NamedTuple):
     who: str
     channels_last: bool = False
     compiled: bool = False
+    replay: bool = False  # pipe.compile() on the CPU: of the UNet alone
 
 
 PLAIN = {
@@ -35,6 +37,7 @@ PLAIN = {
     "diffusers": Way("diffusers"),
     "diffusers, channels-last": Way("diffusers", channels_last=True),
 }
+REPLAY = {"minisd, compile()": Way("minisd", replay=True)}
 COMPILED = {
     f"{label}, compiled": way._replace(compiled=True)
     for label, way in PLAIN.items()
@@ -48,12 +51,21 @@ def sharing(name: str, network: nn.Module) -> nn.Module:
     return load_state(other, network.state_dict(), "the weights")
 
 
+def ways(name: str, given: argparse.Namespace) -> dict[str, Way]:
+    """What is compared, by its name in the tables."""
+    on_cpu = measure.place(given)[0].type == "cpu"
+    chosen = PLAIN | (REPLAY if name == "unet" and on_cpu else {})
+    return chosen | (COMPILED if given.compile else {})
+
+
 def prepare(name: str, way: Way, network: nn.Module, call: Call, size: tuple[int, int]) -> Work:
     """The work of one way, ready to be timed."""
     ours = way.who == "minisd"
     network = sharing(name, network) if ours else measure.reference(name, network)
     if way.channels_last:
         network.to(memory_format=torch.channels_last)
+    if way.replay:
+        network._compiled_call_impl = replay.Replay(network)
     if way.compiled:
         on_gpu = next(network.parameters()).is_cuda
         part = network if name == "unet" else network.decoder
@@ -66,7 +78,7 @@ def once(name: str, call: Call, given: argparse.Namespace) -> dict[str, float]:
     label, batch, side = given.child
     device, dtype = measure.place(given)
     network = measure.random_network(name, dtype).to(device)
-    way = (PLAIN | COMPILED)[label]
+    way = (PLAIN | REPLAY | COMPILED)[label]
     work = prepare(name, way, network, call, (int(batch), int(side)))
     del network
     if way.compiled:
@@ -80,7 +92,7 @@ def in_child(given: argparse.Namespace, label: str, size: tuple[int, int]) -> di
     dtype = str(measure.place(given)[1]).removeprefix("torch.")
     chosen = {"--device": given.device, "--dtype": dtype, "--clock": given.clock, "--repeats": "1"}
     flags = [word for pair in chosen.items() for word in pair]
-    flags += ["--tiling"] if given.tiling else []
+    flags += ["--tiling"] * given.tiling + ["--reuse-memory"] * given.reuse_memory
     return measure.in_child(sys.argv[0], label, *map(str, size), *flags)
 
 
@@ -88,11 +100,11 @@ def compare(name: str, call: Call, size: tuple[int, int], given: argparse.Namesp
     """All ways in one process, in turn, after their results were compared; peaks in others."""
     device, dtype = measure.place(given)
     base = measure.random_network(name, dtype).to(device)
-    ways = PLAIN | (COMPILED if given.compile else {})
-    works = {label: prepare(name, way, base, call, size) for label, way in ways.items()}
+    works = {k: prepare(name, way, base, call, size) for k, way in ways(name, given).items()}
     results = {label: work().clone() for label, work in works.items()}
     far = measure.check_equal(results, measure.tolerance(dtype))
-    amount = measure.flops(works["minisd"])
+    memory.choose_attention([base], "plain")  # kernels are not counted
+    amount = measure.flops(torch.no_grad()(call(base, "minisd", *size)))
     rate = measure.matrix_rate(device, dtype, given.clock)
     times = measure.in_turn(works, given.repeats, given.clock, device)
     del base, works, results  # the children need the memory
@@ -107,12 +119,12 @@ def compare(name: str, call: Call, size: tuple[int, int], given: argparse.Namesp
     return f"{about}\n\n{measure.table(COLUMNS, rows)}"
 
 
-def scale(sizes: Sequence[tuple[int, int]], given: argparse.Namespace) -> str:
+def scale(name: str, sizes: Sequence[tuple[int, int]], given: argparse.Namespace) -> str:
     """Time and memory against the size and the batch, each in a process of its own, once warm."""
-    rows = []
+    rows, chosen = [], ways(name, given)
     first: dict[str, float] = {}
     for batch, side in sizes:
-        for label in ("minisd", "diffusers"):
+        for label in (label for label, way in chosen.items() if not way.channels_last):
             found = in_child(given, label, (batch, side))
             first.setdefault(label, found["seconds"])
             cells = [f"{found['seconds']:.2f}", f"{found['seconds'] / first[label]:.1f}"]
@@ -130,10 +142,10 @@ def main(name: str, call: Call, about: str, batch: int, scaled: Sequence[tuple[i
     parser.add_argument("--side", type=int, default=512, help="pixels")
     parser.add_argument("--scale", action="store_true", help="against sizes and batches instead")
     parser.add_argument("--tiling", action="store_true", help="decode in tiles of 512")
-    given = parser.parse_args()
+    given = measure.parse(parser)
     if given.child:
         return print(json.dumps(once(name, call, given)))
     print(measure.machine(measure.place(given)[0]), "\n", flush=True)
     if given.scale:
-        return print(scale(scaled, given))
+        return print(scale(name, scaled, given))
     print(compare(name, call, (given.batch, given.side), given))
