@@ -153,11 +153,13 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, record: Record = None) -> Tensor:
         """z: (b, latent_channels, h, w). Returns (b, 3, 8h, 8w)."""
+        z = z.contiguous(memory_format=torch.channels_last)  # all that follows is quicker so
         x = keep(record, f"{self.path}.conv_in", self.conv_in(z))
         x = self.mid(x, record)
         for stage in self.up:
             x = stage(x, record)
-        return keep(record, f"{self.path}.conv_out", self.conv_out(F.silu(self.norm_out(x))))
+        x = self.conv_out(F.silu(self.norm_out(x))).contiguous()
+        return keep(record, f"{self.path}.conv_out", x)
 
 
 class Autoencoder(InParts, nn.Module):

@@ -214,7 +214,7 @@ class Doors:
     def enable_xformers_memory_efficient_attention(self) -> None:
         """PyTorch's own memory-efficient kernel in all networks; xformers is not needed.
 
-        On the CPU that is the kernel in use without this switch.
+        On the CPU that is the kernel in use without this switch, but in bfloat16.
         """
         memory.choose_attention(self.networks.values(), "efficient")
 

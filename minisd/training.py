@@ -193,7 +193,8 @@ class Log:
     """Means of numbers between saves, a line of JSON each."""
 
     def __init__(self, path: Path):
-        self.path, self.began = path, time.perf_counter()
+        self.path = path
+        self.began, self.began_work = time.perf_counter(), time.process_time()
         self.rows: list[dict[str, float]] = []
 
     def add(self, **numbers: float) -> None:
@@ -203,7 +204,9 @@ class Log:
         """Append the means since the last line; returns them as text."""
         count = len(self.rows)
         means = {name: sum(row[name] for row in self.rows) / count for name in self.rows[0]}
-        line = {"step": step, "seconds": round(time.perf_counter() - self.began, 1), **means}
+        seconds = round(time.perf_counter() - self.began, 1)
+        work = round(time.process_time() - self.began_work, 1)  # of all threads, not of workers
+        line = {"step": step, "seconds": seconds, "cpu_seconds": work, **means}
         with open(self.path, "a", encoding="utf8") as file:
             file.write(json.dumps(line) + "\n")
         self.rows = []

@@ -244,6 +244,16 @@ def test_channels_last_changes_no_picture_and_no_hash():
     close(picture(turned), picture(plain))
 
 
+@torch.no_grad()
+def test_the_decoder_works_channels_last_and_gives_pictures_as_usual():
+    record = {}
+    picture = pipeline().vae.decode(noise(2, 4, 8, 6), record)
+    assert picture.is_contiguous()
+    maps = [value for path, value in record.items() if "resnet" in path]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+    assert maps and not any(x.is_contiguous() for x in maps)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_torch_compile_changes_no_picture():

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from minisd import StableDiffusionPipeline
 from minisd.autoencoder import Autoencoder
 from minisd.config import PICTUREBOOK
-from minisd.picturebook import data, stages, train, world
-from minisd.picturebook.clip import CLIP, contrastive_loss
+from minisd.picturebook import data, exam, stages, train, world
+from minisd.picturebook.clip import CLIP, SIZE, contrastive_loss, open_clip
 from minisd.tokenizer import Tokenizer
 
 
@@ -85,6 +85,16 @@ def test_all_stages_make_a_pipeline_that_draws(tmp_path, monkeypatch):
     pipe.set_progress_bar_config(disable=True)
     (picture,) = pipe("a red boat", num_inference_steps=1).images
     assert picture.size == (world.IMAGE_SIZE, world.IMAGE_SIZE)
+
+    text, image = tmp_path / "text_encoder.safetensors", tmp_path / "clip_image.safetensors"
+    before, first = text.read_bytes(), image.read_bytes()
+    train.main(["image_encoder", "--out", str(tmp_path), "--device", "cpu", "--threads", "1",
+                *options, "--seed", "1"])  # fmt: skip
+    assert text.read_bytes() == before
+    assert image.read_bytes() != first
+    clip = open_clip(pipe.text_encoder, image)
+    found = exam.retrieval(clip, pipe.tokenizer, SIZE, among=4)
+    assert set(found) == {"found", "above the wrong", "among"}
 
 
 def test_what_is_encoded_once_is_what_the_text_encoder_says_of_each_caption():

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
 from minisd.config import TextEncoderConfig
@@ -62,6 +64,14 @@ class CLIP(nn.Module):
     def embed_image(self, pictures: Tensor) -> Tensor:
         """pictures: (b, 3, side, side) in [-1, 1]. Returns unit vectors (b, d)."""
         return F.normalize(self.image(pictures).float(), dim=-1)
+
+
+def open_clip(text: TextEncoder, path: Path) -> CLIP:
+    """CLIP of a text encoder and what the recipe trained beside it, clip_image.safetensors."""
+    state = {key: value.float() for key, value in load_file(path).items()}
+    clip = CLIP(text.config)
+    clip.load_state_dict(state | {f"text.{k}": v for k, v in text.state_dict().items()})
+    return clip.eval().requires_grad_(False)
 
 
 class Gather(torch.autograd.Function):

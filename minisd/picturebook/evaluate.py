@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from minisd import images
 from minisd.checkpoint import write_json
-from minisd.config import PICTUREBOOK
 from minisd.memory import DTYPES
 from minisd.picturebook import exam
-from minisd.picturebook.clip import CLIP, SIZE
+from minisd.picturebook.clip import SIZE, open_clip
 from minisd.picturebook.judge import open_judge, pictures_of
 from minisd.pipeline import StableDiffusionPipeline
 from minisd.schedulers import by_name
@@ -38,11 +36,12 @@ class Evaluation:
     """One model, one judge, and how many prompts a row has."""
 
     def __init__(self, args: argparse.Namespace):
-        self.out, self.prompts, self.run = args.out, args.prompts, args.run
+        self.out, self.prompts = args.out, args.prompts
         self.pipe = StableDiffusionPipeline.from_pretrained(args.weights).to(args.device)
         self.painter = StableDiffusionPipeline.from_pretrained(args.weights)
         self.painter.to(args.device, DTYPES[args.precision])
         self.judge = open_judge(args.judge)
+        self.clip = args.clip and open_clip(self.pipe.text_encoder, args.clip)
         self.settings = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
 
     def examples(self, row: str) -> list:
@@ -100,12 +99,10 @@ class Evaluation:
     def parts(self) -> Table:
         """The autoencoder and the text encoder by themselves."""
         table = {"autoencoder": exam.autoencoder(self.pipe.vae, 256)}
-        if self.run is not None:
-            clip = CLIP(PICTUREBOOK.text_encoder).eval()
-            clip.load_state_dict(load_file(self.run / "clip_image.safetensors"), strict=False)
-            clip.text = self.pipe.text_encoder
-            table["retrieval"] = exam.retrieval(clip, self.pipe.tokenizer, SIZE)
-            table["zero-shot"] = exam.zero_shot(clip, self.pipe.tokenizer, SIZE, self.prompts)
+        if self.clip is not None:
+            tokens = self.pipe.tokenizer
+            table["retrieval"] = exam.retrieval(self.clip, tokens, SIZE)
+            table["zero-shot"] = exam.zero_shot(self.clip, tokens, SIZE, self.prompts)
         return table
 
     def maps(self) -> Table:
@@ -159,7 +156,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--weights", type=Path, help="a native folder (default: the shipped model)")
     parser.add_argument("--judge", type=Path, help="its weights (default: the shipped ones)")
-    parser.add_argument("--run", type=Path, help="the recipe's folder, for CLIP's image encoder")
+    parser.add_argument("--clip", type=Path, help="clip_image.safetensors of the recipe, if any")
     parser.add_argument("--prompts", type=int, default=500, help="prompts a row")
     parser.add_argument("--steps", type=int, help="(default: the model's own)")
     parser.add_argument("--guidance-scale", type=float, help="(default: the model's own)")

@@ -175,8 +175,33 @@ def standardize(vae: Autoencoder, pictures: Tensor) -> Autoencoder:
 def clip(recipe: Recipe) -> None:
     """Train text and image encoder to agree; the text encoder is what the UNet will read."""
     torch.manual_seed(recipe.seed)
-    tokens = Tokenizer.from_file(recipe.out / "tokenizer.json")
+    model = agree(recipe, CLIP(PICTUREBOOK.text_encoder), recipe.plan(3000, 128, 1e-3), "clip")
+    save_network(model.text, recipe.out / "text_encoder.safetensors")
+    save_image_encoder(recipe, model)
+
+
+def image_encoder(recipe: Recipe) -> None:
+    """Train an image encoder anew for a text encoder that rests, to judge that one by it."""
+    torch.manual_seed(recipe.seed)
+    model = CLIP(PICTUREBOOK.text_encoder)
+    del model.text  # no longer a part that learns
+    device = str(recipe.where()["device"])
+    text = load_network(recipe.out / "text_encoder.safetensors", device=device)
+    model.text = torch.no_grad()(text.eval().forward)
     plan = recipe.plan(3000, 128, 1e-3)
+    save_image_encoder(recipe, agree(recipe, model, plan, "image_encoder"))
+
+
+def save_image_encoder(recipe: Recipe, model: CLIP) -> None:
+    """All of CLIP but its text encoder, in half precision."""
+    state = {k: v.half().cpu() for k, v in model.state_dict().items() if not k.startswith("text.")}
+    with replacing(recipe.out / "clip_image.safetensors") as part:
+        save_file(state, part)
+
+
+def agree(recipe: Recipe, model: CLIP, plan: TrainConfig, name: str) -> CLIP:
+    """Train CLIP on pictures, captions, and captions that say something else of the same."""
+    tokens = Tokenizer.from_file(recipe.out / "tokenizer.json")
     where = recipe.where()
     unseen = Pairs(LOOK, SIZE, UNSEEN)[0]
 
@@ -199,13 +224,7 @@ def clip(recipe: Recipe) -> None:
         logger.info("retrieval among %d: %.3f, right above wrong: %.3f", LOOK, found, told)
 
     batches = Pairs(plan.batch_size, SIZE, recipe.seed)
-    folder = recipe.out / "clip"
-    model = CLIP(PICTUREBOOK.text_encoder)
-    model = train(model, loss, batches, plan, folder, on_save=look, **where)
-    save_network(model.text, recipe.out / "text_encoder.safetensors")
-    rest = {k: v.cpu() for k, v in model.state_dict().items() if not k.startswith("text.")}
-    with replacing(recipe.out / "clip_image.safetensors") as part:
-        save_file(rest, part)
+    return train(model, loss, batches, plan, recipe.out / name, on_save=look, **where)
 
 
 def latents(recipe: Recipe) -> None:

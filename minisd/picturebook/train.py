@@ -2,6 +2,7 @@
 
 tokenizer and vae need nothing; clip needs the tokenizer; decoder and latents need the vae, in any
 order; unet needs all but the decoder; judge needs nothing and marks pictures in the evaluation.
+image_encoder makes another one for a text encoder that is trained already.
 Every stage can be killed and started again: it goes on where it was. Several processes share the
 work under torchrun: torchrun --nproc-per-node 2 -m minisd.picturebook.train vae clip
 """
@@ -23,6 +24,7 @@ KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 STAGES = ("tokenizer", "vae", "decoder", "clip", "latents", "unet", "export", "judge")
+EXTRA = ("image_encoder",)  # not among "all": clip makes one, too
 ALONE = ("tokenizer", "export")  # work of seconds, done by one process
 
 
@@ -31,7 +33,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m minisd.picturebook.train", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("stage", nargs="+", choices=(*STAGES, "all"))
+    parser.add_argument("stage", nargs="+", choices=(*STAGES, *EXTRA, "all"))
     parser.add_argument("--out", type=Path, default=Path("runs/picturebook"), metavar="DIR")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")

@@ -12,9 +12,8 @@ import measure
 import torch
 from torch import Tensor
 
-from minisd.attention import attend, attend_plain
+from minisd.attention import attend, attend_blocks, attend_plain
 
-QUERIES = 512  # of one head, in a block
 SIZES = {  # title: batch, heads, queries, keys, width of a head
     "SD 1.5, 64 x 64, itself": (2, 8, 4096, 4096, 40),
     "SD 1.5, 64 x 64, text": (2, 8, 4096, 77, 40),
@@ -25,19 +24,9 @@ SIZES = {  # title: batch, heads, queries, keys, width of a head
 }
 
 
-def attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The formula for one head of one picture and QUERIES queries at a time."""
-    out = torch.empty_like(q)
-    for b in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            one = slice(b, b + 1), slice(head, head + 1)
-            for i in range(0, q.shape[2], QUERIES):
-                some = (*one, slice(i, i + QUERIES))
-                out[some] = attend_plain(q[some], k[one], v[one])
-    return out
-
-
-WAYS = {"kernel": attend, "formula": attend_plain, "blocks": attend_blocks}
+WAYS = {
+    "kernel": partial(attend, method="efficient"), "formula": attend_plain, "blocks": attend_blocks,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -99,8 +99,8 @@ class Case(NamedTuple):
 
 ATTENTION = {
     "the formula": formula, 'attention slicing, "auto"': half_the_heads,
-    'attention slicing, "max"': one_head, "PyTorch's kernel (the default)": nothing,
-    "memory-efficient attention": efficient,
+    'attention slicing, "max"': one_head, "blocks (the default in bfloat16)": nothing,
+    "PyTorch's kernel": efficient,
 }  # fmt: skip
 CASES = {
     "one guided UNet call": Case("unet", 2, 512, "bfloat16", ATTENTION),
