@@ -251,7 +251,8 @@ def test_the_decoder_works_channels_last_and_gives_pictures_as_usual():
     assert picture.is_contiguous()
     maps = [value for path, value in record.items() if "resnet" in path]
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
-    assert maps and not any(x.is_contiguous() for x in maps)
+    assert maps
+    assert not any(x.is_contiguous() for x in maps)
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     done: dict[str, Any] = json.loads(kept.read_text(encoding="utf8")) if kept.exists() else {}
     try:
         evaluation = Evaluation(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     about = {
