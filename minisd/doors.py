@@ -262,8 +262,8 @@ class Doors:
     def compile(self, method: str = "auto") -> None:
         """Draw faster after a first picture that takes longer; the same numbers, up to rounding.
 
-        "replay" (for the CPU) writes the UNet's operations down, in seconds, and holds its weights a
-        second time in a quicker order, where main memory has room for that; see minisd.replay.
+        "replay" (for the CPU) writes the UNet's operations down, in seconds, and holds its weights
+        a second time in a quicker order, where main memory has room for that; see minisd.replay.
         "inductor" is torch.compile for the UNet and the decoder, minutes with a C++ compiler on the
         CPU; on CUDA it makes CUDA graphs, and the networks' memory_format becomes channels_last.
         "auto" takes what suits the device. Raises ValueError for another method, and with
