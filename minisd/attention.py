@@ -33,7 +33,10 @@ def attend_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tenso
 
 
 def attend_parts(q: Tensor, k: Tensor, v: Tensor, causal: bool, heads: int, queries: int) -> Tensor:
-    """The formula, so many heads and so many queries at a time: the same numbers, less memory."""
+    """The formula, so many heads and so many queries at a time: the same numbers, less memory.
+
+    Shapes as for `attend`. With `causal`, `queries` must be all of them.
+    """
     alone = [rearrange(x, "b heads n d -> (b heads) 1 n d").split(heads) for x in (q, k, v)]
     done = [
         torch.cat([attend_plain(some, *keys, causal) for some in mine.split(queries, dim=2)], dim=2)
@@ -43,7 +46,10 @@ def attend_parts(q: Tensor, k: Tensor, v: Tensor, causal: bool, heads: int, quer
 
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """The formula, for few enough scores at a time that they stay in the processor's cache."""
+    """The formula, for few enough scores at a time that they stay in the processor's cache.
+
+    Shapes as for `attend`.
+    """
     n, m = q.shape[-2], k.shape[-2]
     queries = n if causal else max(BLOCK // m, 1)  # the formula takes queries from the first on
     return attend_parts(q, k, v, causal, max(BLOCK // (n * m), 1), queries)

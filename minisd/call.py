@@ -131,6 +131,7 @@ def run(
     """
 
     def adjust_and_call(step: "Step") -> Tensor:
+        """The latents (b, 4, h, w) with which the next step begins."""
         x_prev = step.x_prev if adjust is None else adjust(step)
         if callback is None:
             return x_prev

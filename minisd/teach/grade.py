@@ -53,6 +53,7 @@ class Row:
 
 
 def build_parser() -> Parser:
+    """The options of the command line."""
     parser = Parser(prog="minisd.teach.grade", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("notebooks", nargs="+", metavar="NOTEBOOK", help="students' .ipynb files")

@@ -30,7 +30,7 @@ WAYS = {
 
 
 def main() -> None:
-    given = measure.options(__doc__, repeats=9).parse_args()
+    given = measure.parse(measure.options(__doc__, repeats=9))
     device = measure.place(given)[0]
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
