@@ -1,6 +1,7 @@
 """CLIP at picture-book size: two encoders that learn to agree about pictures and captions."""
 
 from collections.abc import Sequence
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from minisd.text_encoder import TextEncoder
 from minisd.training import rank_and_world
 
 SIZE = 64  # pixels a side that the image encoder sees
+SHIPPED = "picturebook/clip_image.safetensors"
 
 
 class ImageEncoder(nn.Module):
@@ -66,9 +68,12 @@ class CLIP(nn.Module):
         return F.normalize(self.image(pictures).float(), dim=-1)
 
 
-def open_clip(text: TextEncoder, path: Path) -> CLIP:
-    """CLIP of a text encoder and what the recipe trained beside it, clip_image.safetensors."""
-    state = {key: value.float() for key, value in load_file(path).items()}
+def open_clip(text: TextEncoder, path: Path | None = None) -> CLIP:
+    """CLIP of a text encoder and what was trained beside it: the recipe's clip_image.safetensors,
+    or for the shipped text encoder the shipped one.
+    """
+    with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as shipped:
+        state = {key: value.float() for key, value in load_file(path or shipped).items()}
     clip = CLIP(text.config)
     clip.load_state_dict(state | {f"text.{k}": v for k, v in text.state_dict().items()})
     return clip.eval().requires_grad_(False)

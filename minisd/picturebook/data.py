@@ -47,8 +47,24 @@ class Crops(Dataset):
         examples = [world.example(first + i, self.seed) for i in range(count)]
         rng = np.random.default_rng((self.seed, step))
         whole = step >= self.crop_steps
-        pictures = [e.image if whole else crop(e, rng) for e in examples]
-        return to_tensor([recolor(p, rng) if rng.random() < 1 / 6 else p for p in pictures])
+        return recolored([e.image if whole else crop(e, rng) for e in examples], rng)
+
+
+class Busy(Dataset):
+    """Batch number `step`: whole pictures (b, 3, h, w) uint8 for the decoder, settings and groups
+    of things three times as often as else: they have most edges, where the decoder errs.
+    """
+
+    def __init__(self, batch_size: int, seed: int = 0):
+        self.batch_size, self.seed = batch_size, seed
+
+    def __getitem__(self, step: int) -> Tensor:
+        numbers = range(step * 3 * self.batch_size, (step + 1) * 3 * self.batch_size)
+        kinds = [world.example(i, self.seed, size=8).scene.kind for i in numbers]
+        chances = np.array([3.0 if kind in ("scene", "count") else 1.0 for kind in kinds])
+        rng = np.random.default_rng((self.seed, step))
+        chosen = rng.choice(numbers, self.batch_size, replace=False, p=chances / chances.sum())
+        return recolored([world.example(int(i), self.seed).image for i in chosen], rng)
 
 
 def crop(example: world.Example, rng: np.random.Generator) -> np.ndarray:
@@ -64,15 +80,28 @@ def crop(example: world.Example, rng: np.random.Generator) -> np.ndarray:
     return example.image[y : y + side, x : x + side]
 
 
+def recolored(pictures: Sequence[np.ndarray], rng: np.random.Generator) -> Tensor:
+    """The pictures as a batch (b, 3, h, w), one in six with red, green and blue in another order,
+    each brighter or darker by a gamma of its own.
+    """
+    return to_tensor([recolor(p, rng) if rng.random() < 1 / 6 else p for p in pictures])
+
+
 def recolor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Red, green and blue in another order, each brighter or darker by a gamma of its own."""
     channels = picture[..., rng.permutation(3)] / 255
     return (255 * channels ** rng.uniform(0.5, 2, 3) + 0.5).astype(np.uint8)
 
 
 def hard_negative(scene: world.Scene, rng: np.random.Generator) -> world.Scene:
-    """A scene of nearly the same words: colours swapped, relation turned round, or a new colour."""
+    """A scene of nearly the same words: another object, colours swapped, relation turned round, or
+    a new colour.
+    """
     things = scene.things
+    if rng.random() < 1 / 3:
+        others = [o for o in world.OBJECTS if all(o != thing.object for thing in things)]
+        old, new = things[rng.integers(len(things))].object, others[rng.integers(len(others))]
+        renamed = [dataclasses.replace(t, object=new) if t.object == old else t for t in things]
+        return dataclasses.replace(scene, things=tuple(renamed))
     colors = [thing.color for thing in things]
     if scene.kind in ("two", "scene") and len(set(colors)) == 2 and len(things) == 2:
         if scene.relation in OPPOSITE and rng.random() < 0.5:

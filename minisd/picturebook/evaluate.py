@@ -41,7 +41,8 @@ class Evaluation:
         self.painter = StableDiffusionPipeline.from_pretrained(args.weights)
         self.painter.to(args.device, DTYPES[args.precision])
         self.judge = open_judge(args.judge)
-        self.clip = args.clip and open_clip(self.pipe.text_encoder, args.clip)
+        alone = args.weights and not args.clip  # another text encoder, no image encoder for it
+        self.clip = None if alone else open_clip(self.pipe.text_encoder, args.clip)
         self.settings = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
 
     def examples(self, row: str) -> list:
@@ -156,7 +157,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--weights", type=Path, help="a native folder (default: the shipped model)")
     parser.add_argument("--judge", type=Path, help="its weights (default: the shipped ones)")
-    parser.add_argument("--clip", type=Path, help="clip_image.safetensors of the recipe, if any")
+    parser.add_argument(
+        "--clip",
+        type=Path,
+        help="clip_image.safetensors of the recipe (default: of the shipped model, for it alone)",
+    )
     parser.add_argument("--prompts", type=int, default=500, help="prompts a row")
     parser.add_argument("--steps", type=int, help="(default: the model's own)")
     parser.add_argument("--guidance-scale", type=float, help="(default: the model's own)")

@@ -22,7 +22,7 @@ from minisd.config import PICTUREBOOK
 from minisd.memory import DTYPES, choose_attention, pick_device
 from minisd.picturebook import data, world
 from minisd.picturebook.clip import CLIP, SIZE, contrastive_loss, gathered
-from minisd.picturebook.data import Crops, Latents, Pairs, Rendered, cache_latents, to_range
+from minisd.picturebook.data import Busy, Crops, Latents, Pairs, Rendered, cache_latents, to_range
 from minisd.picturebook.judge import Judge, Marked, judge_loss
 from minisd.picturebook.losses import picture_loss, reconstruction_loss
 from minisd.pipeline import Defaults, StableDiffusionPipeline
@@ -135,11 +135,11 @@ def decoder(recipe: Recipe) -> None:
         value, mse = picture_loss(decode(half, z), x)
         return value, {"psnr": decibels(mse)}
 
-    plan, folder = recipe.plan(5000, 4, 5e-4, decay_fraction=0.8), recipe.out / "decoder"
+    plan, folder = recipe.plan(9000, 8, 3e-4, decay_fraction=0.8), recipe.out / "decoder"
     look = look_at_unseen(
         lambda average, x: decode(average, network.encode(x).mode()), folder, where["device"]
     )
-    batches = Crops(plan.batch_size, 0, recipe.seed + 2)
+    batches = Busy(plan.batch_size, recipe.seed + 2)
     half = train(half, loss, batches, plan, folder, on_save=look, **where)
     network.post_quant_conv, network.decoder = half["quant"], half["decoder"]
     save_network(network, recipe.out / "vae.safetensors")
