@@ -75,6 +75,28 @@ def test_batches_are_the_same_in_every_process_and_differ_between_steps():
     assert pairs[3][1] != pairs[4][1]
 
 
+def test_the_decoder_sees_settings_and_groups_oftener(monkeypatch):
+    busy = data.Busy(batch_size=12, seed=3)
+    assert busy[0].shape == (12, 3, 128, 128)
+    assert torch.equal(busy[1], data.Busy(12, 3)[1])
+    assert not torch.equal(busy[0], busy[1])
+
+    kinds = [world.example(i, 3, size=8).scene.kind for i in range(360)]
+    drawn = []
+    example = world.example
+
+    def spy(index, seed, **size):
+        drawn.extend([] if size else [index])  # a size is given to look at the kind alone
+        return example(index, seed, size=8)
+
+    monkeypatch.setattr(world, "example", spy)
+    for step in range(10):
+        busy[step]
+    assert len(set(drawn)) == 120
+    many = [kinds[i] in ("scene", "count") for i in drawn]
+    assert sum(many) / 120 > 1.3 * sum(k in ("scene", "count") for k in kinds) / 360
+
+
 def test_standardizing_changes_the_latents_and_not_the_pictures():
     torch.manual_seed(0)
     vae = Autoencoder(PICTUREBOOK.vae).eval().requires_grad_(False)
@@ -116,9 +138,9 @@ def test_the_shipped_clip_finds_captions_and_names_colors():
     found = exam.retrieval(clip, pipe.tokenizer, SIZE)
     assert found["found"] >= 0.97
     assert found["above the wrong"] >= 0.9
-    named = exam.zero_shot(clip, pipe.tokenizer, SIZE, 100)
-    assert named["color"] >= 0.9
-    assert named["object"] >= 0.3  # of 19
+    right = exam.zero_shot(clip, pipe.tokenizer, SIZE, 100)
+    assert right["color"] >= 0.9
+    assert right["object"] >= 0.3  # of 19
 
 
 def test_what_is_encoded_once_is_what_the_text_encoder_says_of_each_caption():

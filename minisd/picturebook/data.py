@@ -81,13 +81,12 @@ def crop(example: world.Example, rng: np.random.Generator) -> np.ndarray:
 
 
 def recolored(pictures: Sequence[np.ndarray], rng: np.random.Generator) -> Tensor:
-    """The pictures as a batch (b, 3, h, w), one in six with red, green and blue in another order,
-    each brighter or darker by a gamma of its own.
-    """
+    """Pictures (h, w, 3) as a batch (b, 3, h, w), one in six of them in other colours."""
     return to_tensor([recolor(p, rng) if rng.random() < 1 / 6 else p for p in pictures])
 
 
 def recolor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Red, green and blue in another order, each brighter or darker by a gamma of its own."""
     channels = picture[..., rng.permutation(3)] / 255
     return (255 * channels ** rng.uniform(0.5, 2, 3) + 0.5).astype(np.uint8)
 
