@@ -59,6 +59,19 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether this kind of device computes in bfloat16 here: "cpu", "cuda" or "mps".
+
+    Where it does not, PyTorch emulates it, on a CPU many times as slow as float32.
+    """
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    library = torch.backends.mkldnn.is_available() and device == "cpu"
+    return library and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def memory_gib() -> tuple[float | None, float | None]:
     """Main memory in GiB, all and free for use; None where the system does not say."""
     total = free = None

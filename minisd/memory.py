@@ -1,6 +1,7 @@
 """Where the model runs, in which precision, and with how much memory at once."""
 
 import ctypes
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from minisd import machine
 from minisd.attention import Attention
 
+logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -36,7 +39,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """The precision of this name; None takes half precision on CUDA and float32 elsewhere.
 
-    Raises ValueError for float16 on a CPU, which is slower there than float32, and inexact.
+    Raises ValueError for float16 on a CPU, which is slower there than float32, and inexact. Warns
+    of bfloat16 where this CPU has no instructions for it.
     """
     if name is None:
         return torch.float16 if device.type == "cuda" else torch.float32
@@ -44,6 +48,8 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
         raise ValueError(f"dtype {name!r} is unknown, expected one of {sorted(DTYPES)}")
     if name == "float16" and device.type == "cpu":
         raise ValueError("float16 on the CPU is slow and inexact; use float32 or bfloat16")
+    if name == "bfloat16" and device.type == "cpu" and not machine.has_bfloat16("cpu"):
+        logger.warning("this CPU has no instructions for bfloat16: float32 is many times as fast")
     return DTYPES[name]
 
 

@@ -144,7 +144,7 @@ def packs(network: nn.Module) -> bool:
     kinds = {(p.dtype, p.device.type) for p in weights}
     if not torch.backends.mkldnn.is_available() or len(kinds) > 1 or not kinds <= PACKED:
         return False
-    if weights[0].dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if weights[0].dtype == torch.bfloat16 and not machine.has_bfloat16("cpu"):
         return False
     size = sum(p.numel() * p.element_size() for p in weights)
     free = machine.memory_gib()[1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minisd import StableDiffusionPipeline
+from minisd import StableDiffusionPipeline, machine
 from minisd.autoencoder import Autoencoder
 from minisd.config import PICTUREBOOK
 from minisd.picturebook import data, exam, stages, train, world
@@ -121,6 +121,16 @@ def test_all_stages_make_a_pipeline_that_draws(tmp_path, monkeypatch):
     (picture,) = pipe("a red boat", num_inference_steps=1).images
     assert picture.size == (world.IMAGE_SIZE, world.IMAGE_SIZE)
 
+    further = tmp_path / "further"
+    train.main(["latents", "unet", "export", "--start", str(tmp_path / "weights"), "--out",
+                str(further), "--device", "cpu", "--threads", "1", "--learning-rate", "1e-9",
+                *options, "--precision", "float32"])  # fmt: skip
+    assert not (further / "vae.safetensors").exists()
+    on = StableDiffusionPipeline.from_pretrained(further / "weights")
+    for name, network in pipe.networks.items():
+        for ours, theirs in zip(on.networks[name].parameters(), network.parameters()):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
     text, image = tmp_path / "text_encoder.safetensors", tmp_path / "clip_image.safetensors"
     before, first = text.read_bytes(), image.read_bytes()
     train.main(["image_encoder", "--out", str(tmp_path), "--device", "cpu", "--threads", "1",
@@ -130,6 +140,17 @@ def test_all_stages_make_a_pipeline_that_draws(tmp_path, monkeypatch):
     clip = open_clip(pipe.text_encoder, image)
     found = exam.retrieval(clip, pipe.tokenizer, SIZE, among=4)
     assert set(found) == {"found", "above the wrong", "among"}
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_precision_is_the_one_that_the_machine_is_quick_in(here, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(machine, "has_bfloat16", lambda device: here)
+    recipe = stages.Recipe(tmp_path, device="cpu", threads=torch.get_num_threads())
+    assert recipe.where()["precision"] == (torch.bfloat16 if here else torch.float32)
+    assert not caplog.text
+    asked = dataclasses.replace(recipe, precision="bfloat16").where()
+    assert asked["precision"] == torch.bfloat16
+    assert ("no instructions for bfloat16" in caplog.text) != here
 
 
 def test_the_shipped_clip_finds_captions_and_names_colors():

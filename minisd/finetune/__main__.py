@@ -14,7 +14,7 @@ from typing import Any
 from minisd.checkpoint import read_json, write_json
 from minisd.finetune import methods
 from minisd.finetune.pictures import Captioned, read_folder
-from minisd.memory import DTYPES, pick_device
+from minisd.memory import pick_device, pick_dtype
 from minisd.options import Parser, between, text
 from minisd.pipeline import StableDiffusionPipeline
 from minisd.training import TrainConfig
@@ -98,7 +98,8 @@ def settings_of(
 def run(args: argparse.Namespace) -> None:
     """Read, train, write, and say how to use the result; wrong input is an exception."""
     examples = read_folder(args.images, args.prompt)
-    device, precision = pick_device(args.device), DTYPES[args.precision]
+    device = pick_device(args.device)
+    precision = pick_dtype(args.precision, device)
     pipe = StableDiffusionPipeline.from_pretrained(args.weights, torch_dtype=precision).to(device)
     pipe.set_progress_bar_config(disable=True)
     config = plan(args, pipe.family)

@@ -17,7 +17,7 @@ import torch
 
 from minisd import images
 from minisd.checkpoint import write_json
-from minisd.memory import DTYPES
+from minisd.memory import pick_device, pick_dtype
 from minisd.picturebook import exam
 from minisd.picturebook.clip import SIZE, open_clip
 from minisd.picturebook.judge import open_judge, pictures_of
@@ -39,7 +39,7 @@ class Evaluation:
         self.out, self.prompts = args.out, args.prompts
         self.pipe = StableDiffusionPipeline.from_pretrained(args.weights).to(args.device)
         self.painter = StableDiffusionPipeline.from_pretrained(args.weights)
-        self.painter.to(args.device, DTYPES[args.precision])
+        self.painter.to(args.device, pick_dtype(args.precision, pick_device(args.device)))
         self.judge = open_judge(args.judge)
         alone = args.weights and not args.clip  # another text encoder, no image encoder for it
         self.clip = None if alone else open_clip(self.pipe.text_encoder, args.clip)

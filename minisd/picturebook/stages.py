@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from minisd import images
+from minisd import images, machine
 from minisd.autoencoder import Autoencoder
 from minisd.checkpoint import load_network, replacing, save_network
 from minisd.config import PICTUREBOOK
-from minisd.memory import DTYPES, choose_attention, pick_device
+from minisd.memory import choose_attention, pick_device, pick_dtype
 from minisd.picturebook import data, world
 from minisd.picturebook.clip import CLIP, SIZE, contrastive_loss, gathered
 from minisd.picturebook.data import Busy, Crops, Latents, Pairs, Rendered, cache_latents, to_range
@@ -53,28 +53,39 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where, on what and how long; steps and batch_size None are the stage's own."""
+    """Where, on what and how long. steps, batch_size and learning_rate None are the stage's own;
+    precision None is bfloat16 where the device computes in it, else float32.
+    """
 
     out: Path
+    start: Path | None = None
     device: str = "auto"
-    precision: str = "bfloat16"
+    precision: str | None = None
     threads: int | None = None
     workers: int = 1
     steps: int | None = None
     batch_size: int | None = None
+    learning_rate: float | None = None
     examples: int = 40_000
     seed: int = 0
 
     def plan(self, steps: int, batch_size: int, rate: float, **others: Any) -> TrainConfig:
         """The stage's own numbers, unless the caller gave others."""
-        return TrainConfig(
-            self.steps or steps, self.batch_size or batch_size, rate, seed=self.seed, **others
-        )
+        steps, batch_size = self.steps or steps, self.batch_size or batch_size
+        rate = self.learning_rate or rate
+        return TrainConfig(steps, batch_size, rate, seed=self.seed, **others)
+
+    def part(self, name: str) -> Path:
+        """The file of an earlier stage: in `out`, or in `start` where `out` has none."""
+        here = self.out / name
+        return here if self.start is None or here.exists() else self.start / name
 
     def where(self) -> dict[str, Any]:
         """The arguments of `train` that say what it runs on."""
         torch.set_num_threads(self.threads or os.cpu_count() or 1)
-        device, precision = pick_device(self.device), DTYPES[self.precision]
+        device = pick_device(self.device)
+        name = self.precision or ("bfloat16" if machine.has_bfloat16(device.type) else "float32")
+        precision = pick_dtype(name, device)
         return {"device": device, "precision": precision, "workers": self.workers}
 
 
@@ -120,7 +131,7 @@ def look_at_unseen(
 def decoder(recipe: Recipe) -> None:
     """Train the decoder on: the encoder rests, so that latents and UNet stay as they are."""
     where = recipe.where()
-    network = load_network(recipe.out / "vae.safetensors", device=str(where["device"]))
+    network = load_network(recipe.part("vae.safetensors"), device=str(where["device"]))
     half = nn.ModuleDict({"quant": network.post_quant_conv, "decoder": network.decoder})
 
     def decode(half: nn.Module, z: Tensor) -> Tensor:
@@ -186,7 +197,7 @@ def image_encoder(recipe: Recipe) -> None:
     model = CLIP(PICTUREBOOK.text_encoder)
     del model.text  # no longer a part that learns
     device = str(recipe.where()["device"])
-    text = load_network(recipe.out / "text_encoder.safetensors", device=device)
+    text = load_network(recipe.part("text_encoder.safetensors"), device=device)
     model.text = torch.no_grad()(text.eval().forward)
     plan = recipe.plan(3000, 128, 1e-3)
     save_image_encoder(recipe, agree(recipe, model, plan, "image_encoder"))
@@ -201,7 +212,7 @@ def save_image_encoder(recipe: Recipe, model: CLIP) -> None:
 
 def agree(recipe: Recipe, model: CLIP, plan: TrainConfig, name: str) -> CLIP:
     """Train CLIP on pictures, captions, and captions that say something else of the same."""
-    tokens = Tokenizer.from_file(recipe.out / "tokenizer.json")
+    tokens = Tokenizer.from_file(recipe.part("tokenizer.json"))
     where = recipe.where()
     unseen = Pairs(LOOK, SIZE, UNSEEN)[0]
 
@@ -230,9 +241,9 @@ def agree(recipe: Recipe, model: CLIP, plan: TrainConfig, name: str) -> CLIP:
 def latents(recipe: Recipe) -> None:
     """Encode pictures once, so that the UNet's training does not wait for the autoencoder."""
     where = recipe.where()
-    network = load_network(recipe.out / "vae.safetensors", device=str(where["device"]))
+    network = load_network(recipe.part("vae.safetensors"), device=str(where["device"]))
     folder = recipe.out / "latents"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = range(-(-recipe.examples // data.SHARD))
     missing = [n for n in numbers if not (folder / f"{n:05}.safetensors").exists()]
     rank, world_size = rank_and_world()
@@ -242,7 +253,8 @@ def latents(recipe: Recipe) -> None:
     )
     for number, (pictures, captions) in zip(missing, loader):
         path = folder / f"{number:05}.safetensors"
-        with torch.autocast(where["device"].type, where["precision"]):
+        half = where["precision"] != torch.float32
+        with torch.autocast(where["device"].type, where["precision"], enabled=half):
             cache_latents(network, pictures, list(captions), path, where["device"])
         logger.info("latents: %d of %d", number + 1, len(numbers))
 
@@ -251,7 +263,10 @@ def unet(recipe: Recipe) -> None:
     """Train the noise predictor on the cached latents and the frozen text encoder."""
     torch.manual_seed(recipe.seed)
     where = recipe.where()
-    pipe = assemble(recipe, UNet(PICTUREBOOK.unet), where["device"])
+    network = UNet(PICTUREBOOK.unet)
+    if recipe.start is not None:
+        network = load_network(recipe.start / "unet.safetensors")
+    pipe = assemble(recipe, network, where["device"])
     if where["device"].type == "cpu" and where["precision"] == torch.bfloat16:
         choose_attention([pipe.unet], "plain")  # the kernel's way back is several times slower
     plan = recipe.plan(16_000, 32, 1e-3, decay_fraction=0.75)
@@ -291,10 +306,10 @@ def encode_once(pipe: StableDiffusionPipeline, captions: list[str], device: torc
 def assemble(recipe: Recipe, network: UNet, device: torch.device) -> StableDiffusionPipeline:
     """The pipeline of the stages so far around a UNet."""
     return StableDiffusionPipeline(
-        tokenizer=Tokenizer.from_file(recipe.out / "tokenizer.json"),
-        text_encoder=load_network(recipe.out / "text_encoder.safetensors", device=str(device)),
+        tokenizer=Tokenizer.from_file(recipe.part("tokenizer.json")),
+        text_encoder=load_network(recipe.part("text_encoder.safetensors"), device=str(device)),
         unet=network.to(device),
-        vae=load_network(recipe.out / "vae.safetensors", device=str(device)),
+        vae=load_network(recipe.part("vae.safetensors"), device=str(device)),
         scheduler=DDIMScheduler(PICTUREBOOK.schedule),
         defaults=Defaults(30, 4.0, world.IMAGE_SIZE, world.IMAGE_SIZE),
         family="picture-book",
@@ -305,7 +320,7 @@ def export(recipe: Recipe) -> None:
     """Write everything as one native folder in half precision, out/weights, and its first pictures:
     out/samples.png, the PROMPTS row by row with the seeds 0, 1, 2, ...
     """
-    network = load_network(recipe.out / "unet.safetensors")
+    network = load_network(recipe.part("unet.safetensors"))
     pipe = assemble(recipe, network, torch.device("cpu")).to(torch.float16)
     pipe.save_pretrained(recipe.out / "weights")
     logger.info("exported model %s to %s", pipe.hash, recipe.out / "weights")

@@ -3,6 +3,7 @@
 tokenizer and vae need nothing; clip needs the tokenizer; decoder and latents need the vae, in any
 order; unet needs all but the decoder; judge needs nothing and marks pictures in the evaluation.
 image_encoder makes another one for a text encoder that is trained already.
+With --start the stages latents, decoder, unet, image_encoder and export go on from a whole model.
 Every stage can be killed and started again: it goes on where it was. Several processes share the
 work under torchrun: torchrun --nproc-per-node 2 -m minisd.picturebook.train vae clip
 """
@@ -35,12 +36,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("stage", nargs="+", choices=(*STAGES, *EXTRA, "all"))
     parser.add_argument("--out", type=Path, default=Path("runs/picturebook"), metavar="DIR")
+    parser.add_argument("--start", type=Path, metavar="FOLDER",
+                        help="a model, whose parts stand for those that --out lacks")  # fmt: skip
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"),
+                        help="(default: bfloat16 if the device has it, else float32)")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     parser.add_argument("--steps", type=int, help="training steps of the stage (default: its own)")
     parser.add_argument("--batch-size", type=int, help="pictures a step (default: the stage's own)")
+    parser.add_argument("--learning-rate", type=float, help="at its highest (default: likewise)")
     parser.add_argument("--examples", type=int, default=40_000, help="pictures cached as latents")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
