@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from minisd import machine
 from minisd.picturebook import evaluate, exam, judge, world
 from minisd.picturebook.judge import GRID, Judge, Marked, judge_loss, look
 from minisd.picturebook.marking import mark
@@ -116,6 +117,15 @@ def test_without_a_judge_the_evaluation_says_how_to_get_one(tmp_path, capsys):
     argv = ["ceiling", "--out", str(tmp_path), "--judge", str(tmp_path / "none.safetensors")]
     assert evaluate.main(argv) == 2
     assert "train a judge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--judge", "--clip"])
+def test_weights_of_something_else_are_told_by_their_file(option, tmp_path, capsys):
+    unet = machine.shipped_weights() / "unet.safetensors"
+    argv = ["parts", "--out", str(tmp_path), option, str(unet)]
+    assert evaluate.main(argv) == 2
+    error = capsys.readouterr().err
+    assert f"{unet} does not fit a {'CLIP' if option == '--clip' else 'Judge'}" in error
 
 
 def test_the_evaluation_of_another_model_wants_another_folder(quick, tmp_path, capsys):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
+from minisd.checkpoint import load_state
 from minisd.config import TextEncoderConfig
 from minisd.text_encoder import TextEncoder
 from minisd.training import rank_and_world
@@ -70,13 +71,12 @@ class CLIP(nn.Module):
 
 def open_clip(text: TextEncoder, path: Path | None = None) -> CLIP:
     """CLIP of a text encoder and what was trained beside it: the recipe's clip_image.safetensors,
-    or for the shipped text encoder the shipped one.
+    or for the shipped text encoder the shipped one. Raises ValueError if they do not fit.
     """
     with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as shipped:
         state = {key: value.float() for key, value in load_file(path or shipped).items()}
-    clip = CLIP(text.config)
-    clip.load_state_dict(state | {f"text.{k}": v for k, v in text.state_dict().items()})
-    return clip.eval().requires_grad_(False)
+    state |= {f"text.{key}": value for key, value in text.state_dict().items()}
+    return load_state(CLIP(text.config), state, path or SHIPPED)
 
 
 class Gather(torch.autograd.Function):

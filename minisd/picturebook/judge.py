@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from minisd.checkpoint import load_state
 from minisd.layers import Downsample, ResnetBlock, Upsample
 from minisd.picturebook import world
 from minisd.picturebook.data import to_range, to_tensor
@@ -55,7 +56,9 @@ class Seen:
 
 
 def open_judge(path: Path | None = None) -> "Judge":
-    """The shipped judge, or one of the recipe's stage `judge`. Raises ValueError without one."""
+    """The shipped judge, or one of the recipe's stage `judge`. Raises ValueError without one, or
+    for a file of something else.
+    """
     with resources.as_file(resources.files("minisd").joinpath(SHIPPED)) as shipped:
         path = path or shipped
         if not path.is_file():
@@ -64,9 +67,7 @@ def open_judge(path: Path | None = None) -> "Judge":
                 "judge --out DIR` and give it by --judge DIR/judge.safetensors"
             )
         state = {key: value.float() for key, value in load_file(path).items()}
-    judge = Judge()
-    judge.load_state_dict(state)
-    return judge.eval().requires_grad_(False)
+    return load_state(Judge(), state, path)
 
 
 class Marked(Dataset):
