@@ -17,7 +17,7 @@ import torch
 
 from minisd import images
 from minisd.checkpoint import write_json
-from minisd.memory import pick_device, pick_dtype
+from minisd.memory import pick_device, pick_dtype, reuse_memory
 from minisd.picturebook import exam
 from minisd.picturebook.clip import SIZE, open_clip
 from minisd.picturebook.judge import open_judge, pictures_of
@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    reuse_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "evaluation.json"
     done: dict[str, Any] = json.loads(kept.read_text(encoding="utf8")) if kept.exists() else {}
