@@ -3,12 +3,13 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import pipeline
 
-from minisd import StableDiffusionPipeline, images, memory
+from minisd import StableDiffusionPipeline, images, machine, memory
 from minisd.attention import Attention, attend, attend_plain
 
 LINUX = pytest.mark.skipif(platform.system() != "Linux", reason="only Linux tells the peak")
@@ -36,6 +37,17 @@ def calls(pipe):
 
 def methods(network):
     return {layer.method for layer in network.modules() if isinstance(layer, Attention)}
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells the instructions")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors name theirs otherwise")
+def test_bfloat16_is_there_if_the_processor_has_instructions_for_it():
+    flags = Path("/proc/cpuinfo").read_text()
+    if "avx512_bf16" in flags:
+        assert machine.has_bfloat16("cpu")
+    if not any(wide in flags for wide in ("avx512", "avx_ne_convert", "amx")):
+        assert not machine.has_bfloat16("cpu")
+    assert not machine.has_bfloat16("mps")
 
 
 # ---- attention ----

@@ -124,7 +124,7 @@ def test_all_stages_make_a_pipeline_that_draws(tmp_path, monkeypatch):
     further = tmp_path / "further"
     train.main(["latents", "unet", "export", "--start", str(tmp_path / "weights"), "--out",
                 str(further), "--device", "cpu", "--threads", "1", "--learning-rate", "1e-9",
-                *options, "--precision", "float32"])  # fmt: skip
+                *options, "--precision", "float32", "--seed", "1"])  # fmt: skip
     assert not (further / "vae.safetensors").exists()
     on = StableDiffusionPipeline.from_pretrained(further / "weights")
     for name, network in pipe.networks.items():
