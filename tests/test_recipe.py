@@ -12,6 +12,7 @@ from minisd.autoencoder import Autoencoder
 from minisd.config import PICTUREBOOK
 from minisd.picturebook import data, exam, stages, train, world
 from minisd.picturebook.clip import CLIP, SIZE, contrastive_loss, open_clip
+from minisd.picturebook.recipe import Recipe
 from minisd.tokenizer import Tokenizer
 
 
@@ -145,7 +146,7 @@ def test_all_stages_make_a_pipeline_that_draws(tmp_path, monkeypatch):
 @pytest.mark.parametrize("here", [True, False])
 def test_the_precision_is_the_one_that_the_machine_is_quick_in(here, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(machine, "has_bfloat16", lambda device: here)
-    recipe = stages.Recipe(tmp_path, device="cpu", threads=torch.get_num_threads())
+    recipe = Recipe(tmp_path, device="cpu", threads=torch.get_num_threads())
     assert recipe.where()["precision"] == (torch.bfloat16 if here else torch.float32)
     assert not caplog.text
     asked = dataclasses.replace(recipe, precision="bfloat16").where()

@@ -2,9 +2,7 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from minisd import images, machine
+from minisd import images
 from minisd.autoencoder import Autoencoder
 from minisd.checkpoint import load_network, replacing, save_network
 from minisd.config import PICTUREBOOK
-from minisd.memory import choose_attention, pick_device, pick_dtype
+from minisd.memory import choose_attention
 from minisd.picturebook import data, world
 from minisd.picturebook.clip import CLIP, SIZE, contrastive_loss, gathered
 from minisd.picturebook.data import Busy, Crops, Latents, Pairs, Rendered, cache_latents, to_range
 from minisd.picturebook.judge import Judge, Marked, judge_loss
 from minisd.picturebook.losses import picture_loss, reconstruction_loss
+from minisd.picturebook.recipe import Recipe
 from minisd.pipeline import Defaults, StableDiffusionPipeline
 from minisd.schedulers import DDIMScheduler
 from minisd.tokenizer import Tokenizer
@@ -49,44 +48,6 @@ PROMPTS = (
     "two red balloons on a white background", "a pink flower in a meadow", "a yellow moon",
     "a blue car beside a green tree", "a brown mountain in the evening",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Where, on what and how long. steps, batch_size and learning_rate None are the stage's own;
-    precision None is bfloat16 where the device computes in it, else float32.
-    """
-
-    out: Path
-    start: Path | None = None
-    device: str = "auto"
-    precision: str | None = None
-    threads: int | None = None
-    workers: int = 1
-    steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    examples: int = 40_000
-    seed: int = 0
-
-    def plan(self, steps: int, batch_size: int, rate: float, **others: Any) -> TrainConfig:
-        """The stage's own numbers, unless the caller gave others."""
-        steps, batch_size = self.steps or steps, self.batch_size or batch_size
-        rate = self.learning_rate or rate
-        return TrainConfig(steps, batch_size, rate, seed=self.seed, **others)
-
-    def part(self, name: str) -> Path:
-        """The file of an earlier stage: in `out`, or in `start` where `out` has none."""
-        here = self.out / name
-        return here if self.start is None or here.exists() else self.start / name
-
-    def where(self) -> dict[str, Any]:
-        """The arguments of `train` that say what it runs on."""
-        torch.set_num_threads(self.threads or os.cpu_count() or 1)
-        device = pick_device(self.device)
-        name = self.precision or ("bfloat16" if machine.has_bfloat16(device.type) else "float32")
-        precision = pick_dtype(name, device)
-        return {"device": device, "precision": precision, "workers": self.workers}
 
 
 def tokenizer(recipe: Recipe) -> None:

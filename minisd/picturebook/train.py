@@ -61,12 +61,13 @@ def main(argv: list[str] | None = None) -> None:
     from torch import distributed
 
     from minisd.picturebook import stages
+    from minisd.picturebook.recipe import Recipe
 
     settings: dict[str, Any] = vars(args)
     chosen = settings.pop("stage")
     settings["device"], rank, several = meet(args.device)
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
-    recipe = stages.Recipe(**settings)
+    recipe = Recipe(**settings)
     for stage in STAGES if "all" in chosen else chosen:
         if rank == 0 or stage not in ALONE:
             getattr(stages, stage)(recipe)
