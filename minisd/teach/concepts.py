@@ -21,7 +21,7 @@ from minisd.training import TrainConfig, descend, noise_prediction_loss
 THING, TRAINED, UNSEEN = "mushroom", 16, 48  # what is new to the model; numbers of pictures
 PLAN = TrainConfig(240, 8, 2e-3, warmup_steps=20)
 TOO_MUCH = TrainConfig(400, 8, 6e-3, warmup_steps=20)  # too fast, for too long
-WORD_PLAN = TrainConfig(100, 4, 2e-2, warmup_steps=10)
+WORD_PLAN = TrainConfig(300, 4, 2e-2, warmup_steps=10)
 RANKS = (1, 2, 4, 8, 16, 32)
 MOMENTS = (50, 100, 200, 400)  # steps of TOO_MUCH after which to look
 DRAWS = 4  # of timestep and noise for each picture, where errors are compared
