@@ -157,14 +157,6 @@ def distances(pictures: Tensor, copies: int = COPIES) -> Tensor:
     return apart.sum(dim=(1, 2)) / (copies * (copies - 1))
 
 
-def share_of(pictures: Tensor, color: str) -> list[float]:
-    """The share of each picture's pixels that are nearest to a colour of the book."""
-    known = torch.tensor([PALETTE[name] for name in world.COLORS])
-    pixels = (pictures.clamp(-1, 1) / 2 + 0.5).flatten(2).mT  # (n, pixels, 3)
-    found = torch.cdist(pixels, known.expand(len(pixels), -1, -1)).argmin(dim=2)
-    return (found == world.COLORS.index(color)).float().mean(dim=1).tolist()
-
-
 def colorfulness(pictures: Tensor) -> float:
     """How far from grey the pixels are: the mean of the largest minus the smallest of red, green
     and blue, of a range of 1.
